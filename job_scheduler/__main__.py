@@ -1,0 +1,5 @@
+"""`python -m job_scheduler`: the command line."""
+
+from job_scheduler.cli import main
+
+main()

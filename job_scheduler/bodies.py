@@ -1,0 +1,81 @@
+"""Request bodies: bounded, JSON, and parsed by the rules of ``strict_json``."""
+
+from collections.abc import Callable, Coroutine
+from email.message import Message as MimeHeaders
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import Message
+
+from job_scheduler import strict_json
+from job_scheduler.constants import BODY_MAX_BYTES
+from job_scheduler.exceptions import BodyTooLarge, UnsupportedMediaType
+
+_DISCARD_MAX_BYTES = 64 * BODY_MAX_BYTES
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, if it has one, is read and parsed by this module's rules."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler behind the reading of the body."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def handle_json(request: Request) -> Response:
+            raw = await _read(request, BODY_MAX_BYTES)
+            if raw:
+                _require_json(request.headers.get("content-type"))
+            document = strict_json.parse(raw) if raw else None
+            return await handle(_ParsedRequest(request, raw, document))
+
+        return handle_json
+
+
+class _ParsedRequest(Request):
+    """A request whose body has been read and parsed."""
+
+    def __init__(self, request: Request, raw: bytes, document: Any) -> None:
+        async def replay() -> Message:
+            return {"type": "http.request", "body": raw, "more_body": False}
+
+        super().__init__(request.scope, replay)
+        self._document = document
+
+    async def json(self) -> Any:
+        """Return the parsed document."""
+        return self._document
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """Return the body.
+
+    Raises:
+        BodyTooLarge: it is longer than `limit`. Its rest is read and forgotten first (within
+            reason): most clients only look for an answer when they have sent everything.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > _DISCARD_MAX_BYTES:
+            break
+    if size > limit:
+        raise BodyTooLarge(limit)
+    return b"".join(chunks)
+
+
+def _require_json(content_type: str | None) -> None:
+    headers = MimeHeaders()
+    headers["content-type"] = content_type or ""
+    kind = headers.get_content_type()
+    charset = headers.get_content_charset("utf-8")
+    is_json = kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+    if not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(content_type)

@@ -1,0 +1,141 @@
+"""The command line: serve, migrate."""
+
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from job_scheduler.config import load_settings
+from job_scheduler.database import Database, build_engine
+from job_scheduler.exceptions import DatabaseUnavailable, StartError
+from job_scheduler.logger import configure_logging
+from job_scheduler.migrations.upgrade import create_database, upgrade
+
+EXIT_CANNOT_START = 2
+_BACKLOG = 2048
+
+cli = typer.Typer(
+    name="job-scheduler",
+    help="Runs tasks at their time, once, and keeps the result.",
+    add_completion=False,
+    no_args_is_help=False,
+)
+
+
+@cli.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """Runs tasks at their time, once, and keeps the result. Without a command: serve."""
+    if context.invoked_subcommand is None:
+        serve()
+
+
+@cli.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on; 0: any.")] = 8000,
+) -> None:
+    """Start the service. The configuration comes from the environment and from .env."""
+    try:
+        settings = load_settings()
+        listener = _listen(host, port)
+    except StartError as error:
+        _give_up(str(error))
+    from job_scheduler.main import create_app  # noqa: PLC0415 (half a second, of which an error needs none)
+
+    app = create_app(settings)
+    config = uvicorn.Config(app, log_level=settings.log_level.lower())
+    server = _AnnouncingServer(config)
+    with listener:
+        server.run(sockets=[listener])
+    if hasattr(app.state, "start_failure"):
+        raise SystemExit(EXIT_CANNOT_START)
+
+
+@cli.command("migrate")
+def migrate_command() -> None:
+    """Create or update the database's schema; repeating it changes nothing."""
+    raise SystemExit(migrate())
+
+
+def migrate() -> int:
+    """Create or update the schema of the configured database, saying what was done.
+
+    Return the exit status: 0, or 2 when it could not be done.
+    """
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        url = settings.database
+        shown = url.render_as_string(hide_password=True)
+        if not settings.embedded and create_database(url):
+            typer.echo(f"Created the database {url.database}.")
+        database = Database(build_engine(url))
+        try:
+            applied = upgrade(database)
+        finally:
+            database.close()
+    except (StartError, DatabaseUnavailable) as error:
+        reason = getattr(error.__cause__, "orig", None)
+        typer.echo(f"{error} {reason or ''}".strip(), err=True)
+        return EXIT_CANNOT_START
+    if applied:
+        typer.echo(f"Migrated {shown}: applied {', '.join(applied)}.")
+    else:
+        typer.echo(f"{shown} is up to date.")
+    return 0
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Says, when the service is ready, what to try first."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then announce."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            typer.echo(_announcement(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
+
+
+def _announcement(url: str) -> str:
+    return f"""
+  Job Scheduler Service is ready: {url}
+  Documentation, to try out in the browser: {url}/docs
+
+  Schedule a task for now, and look at its result:
+
+    curl {url}/tasks -H 'Content-Type: application/json' \\
+      -d '{{"name": "send_report", "run_at": "'$(date -u +%FT%TZ)'"}}'
+    curl {url}/tasks
+"""
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address.
+
+    Raises:
+        StartError: that is not possible, because the port is taken, say.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"Cannot listen on {host}:{port} ({error.strerror or error}). "
+            f"Choose another port, for instance: make run PORT={port + 1}"
+        ) from error
+    return listener
+
+
+def _give_up(line: str) -> None:
+    typer.echo(line, err=True)
+    raise SystemExit(EXIT_CANNOT_START)

@@ -1,0 +1,98 @@
+"""Settings, read from the environment and from ``.env`` when the service starts."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from job_scheduler.constants import RecoverPastTasks, UnknownTasks
+from job_scheduler.exceptions import ConfigurationError
+
+_DATABASE_FORMS = "postgresql+psycopg2://user:password@host:5432/database or sqlite:///file.db"
+_REDIS_FORMS = "redis://host:6379/0, rediss://… or unix://…"
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    """Accept PostgreSQL by psycopg2 (also in its short forms) and SQLite in a file."""
+    try:
+        url = make_url(value.get_secret_value())
+    except (ArgumentError, ValueError):
+        raise ValueError(f"must be {_DATABASE_FORMS}") from None
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg2")
+    if url.drivername not in ("postgresql+psycopg2", "sqlite", "sqlite+pysqlite"):
+        raise ValueError(f"must be {_DATABASE_FORMS}")
+    if url.get_backend_name() == "sqlite" and (
+        url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    ):
+        raise ValueError("must name a file: an in-memory database forgets every task")
+    return SecretStr(url.render_as_string(hide_password=False))
+
+
+def _redis_url(value: SecretStr | None) -> SecretStr | None:
+    text = value.get_secret_value() if value else ""
+    if text and not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError(f"must be empty, {_REDIS_FORMS}")
+    return value if text else None
+
+
+class Settings(BaseSettings):
+    """All that can be configured; ``.env.sample`` documents each with its default."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+    )
+
+    db_url: Annotated[SecretStr, AfterValidator(_database_url)] = SecretStr(
+        "sqlite:///job_scheduler.db"
+    )
+    redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
+    recover_past_tasks: RecoverPastTasks = RecoverPastTasks.Run
+    auto_migrate: bool = False
+    task_modules: str = ""
+    unknown_tasks: UnknownTasks = UnknownTasks.Timer
+    threads: int = Field(default=16, ge=1, le=1_000)
+    max_running: int = Field(default=100, ge=1, le=10_000)
+    lease_seconds: float = Field(default=15.0, ge=2, le=3_600)
+    shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)
+    database_wait: float = Field(default=30.0, ge=0, le=86_400)
+    log_level: Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+
+    @property
+    def database(self) -> URL:
+        """Where the tasks are kept."""
+        return make_url(self.db_url.get_secret_value())
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is a SQLite file of this machine's."""
+        return self.database.get_backend_name() == "sqlite"
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that register the user's task handlers."""
+        return [name for part in self.task_modules.split(",") if (name := part.strip())]
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: in one line, each variable that is wrong, what is allowed, and
+            what was found (the URLs' values, which may hold passwords, are not shown).
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(_problem(dict(details)) for details in error.errors())
+        raise ConfigurationError(f"Configuration error: {problems}.") from None
+
+
+def _problem(details: dict[str, Any]) -> str:
+    variable = str(details["loc"][0])
+    secret = variable.endswith("_url")
+    found = "" if secret else f" (found: {details['input']!r})"
+    expected = str(details["msg"]).removeprefix("Value error, ")
+    return f"{variable.upper()}: {expected[:1].lower()}{expected[1:]}{found}"

@@ -1,0 +1,1 @@
+"""The scheduler itself: tables and statements, timer and dispatcher, runs and recovery."""

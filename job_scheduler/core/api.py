@@ -1,0 +1,179 @@
+"""The routes of tasks: create, list, show, cancel."""
+
+import base64
+import logging
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from job_scheduler.bodies import JsonRoute
+from job_scheduler.constants import UnknownTasks
+from job_scheduler.core import store
+from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate, parse_instant
+from job_scheduler.core.store import DueTask, NewTask, TaskRow
+from job_scheduler.dependencies import ServicesDep
+from job_scheduler.errors import problems
+from job_scheduler.exceptions import (
+    InvalidField,
+    SchedulerUnavailable,
+    TaskConflict,
+    TaskNotCreated,
+    TaskNotDeleted,
+    TaskNotFound,
+    UnknownTaskName,
+)
+from job_scheduler.identifiers import new_task_id, parse_uuid
+
+_logger = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
+
+TaskId = Annotated[
+    str,
+    Path(
+        description="The task's id (a UUID).",
+        examples=["01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"],
+    ),
+]
+
+
+@router.post(
+    "",
+    operation_id="createTask",
+    status_code=201,
+    response_model=Task,
+    responses={
+        201: {
+            "headers": {
+                "Location": {"description": "The task's address.", "schema": {"type": "string"}}
+            },
+            "links": {
+                "show": {
+                    "operationId": "showTask",
+                    "parameters": {"task_id": "$response.body#/task_id"},
+                },
+                "cancel": {
+                    "operationId": "cancelTask",
+                    "parameters": {"task_id": "$response.body#/task_id"},
+                },
+            },
+        },
+        **problems(400, 409, 413, 415, 422, 500, 503),
+    },
+)
+async def create_task(
+    wanted: TaskCreate, request: Request, response: Response, services: ServicesDep
+) -> TaskRow:
+    """Schedule a task. When this answers 201, the task is stored and will run at its time."""
+    registry = services.registry
+    if services.settings.unknown_tasks is UnknownTasks.Reject and registry.get(wanted.name) is None:
+        raise UnknownTaskName(wanted.name, registry.names())
+    task_id = wanted.task_id or new_task_id(services.clock.now())
+    new = NewTask(task_id, wanted.name, wanted.run_at, wanted.payload)
+    try:
+        with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
+            stored = await services.creates.submit(new)
+    except (SchedulerUnavailable, SQLAlchemyError) as error:
+        _logger.exception("task %s could not be created", task_id)
+        raise TaskNotCreated(task_id) from error
+    if isinstance(stored, TaskConflict):
+        raise stored
+    response.headers["Location"] = f"{request.url.path}/{task_id}"
+    return stored
+
+
+@router.get(
+    "",
+    operation_id="listTasks",
+    response_model=list[Task],
+    responses={
+        200: {
+            "headers": {
+                "Link": {
+                    "description": 'The next page, if there is one: `<…>; rel="next"` (RFC 8288).',
+                    "schema": {"type": "string"},
+                }
+            }
+        },
+        **problems(422, 500, 503),
+    },
+)
+async def list_tasks(
+    query: Annotated[ListQuery, Query()],
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+) -> list[TaskRow]:
+    """List tasks, scheduled and completed, by run_at.
+
+    The Link header leads to the next page. Pages stay right while tasks come and go.
+    """
+    after = None if query.cursor is None else _parse_cursor(query.cursor)
+    rows = await services.database.read(
+        store.list_tasks, query.limit + 1, after, query.status, query.name
+    )
+    if len(rows) > query.limit:
+        rows.pop()
+        following = query.model_dump(mode="json", exclude_none=True)
+        following["cursor"] = _cursor(rows[-1])
+        response.headers["Link"] = f'<{request.url.path}?{urlencode(following)}>; rel="next"'
+    return rows
+
+
+@router.get(
+    "/{task_id}",
+    operation_id="showTask",
+    response_model=Task,
+    responses=problems(404, 500, 503),
+)
+async def show_task(task_id: TaskId, services: ServicesDep) -> TaskRow:
+    """Show one task."""
+    return await services.database.read(store.get_task, _known_form(task_id))
+
+
+@router.delete(
+    "/{task_id}",
+    operation_id="cancelTask",
+    response_model=Message,
+    responses=problems(404, 409, 500, 503),
+)
+async def cancel_task(task_id: TaskId, services: ServicesDep) -> Message:
+    """Cancel a task that has not started: it is removed and never runs."""
+    task_id = _known_form(task_id)
+    try:
+        with services.timer.withdrawn(task_id):
+            await services.database.write(store.cancel_task, task_id)
+    except (SchedulerUnavailable, SQLAlchemyError) as error:
+        _logger.exception("task %s could not be cancelled", task_id)
+        raise TaskNotDeleted(task_id) from error
+    return Message(message=f"Task {task_id} is cancelled.")
+
+
+def _known_form(task_id: str) -> str:
+    """Return the id in the form in which it is stored; what is no UUID names no task."""
+    canonical = parse_uuid(task_id)
+    if canonical is None:
+        raise TaskNotFound(task_id)
+    return canonical
+
+
+def _cursor(row: TaskRow) -> str:
+    place = f"{row['run_at'].isoformat()}|{row['task_id']}"
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _parse_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        run_at, _, task_id = base64.b64decode(padded, b"-_", validate=True).decode().partition("|")
+        canonical = parse_uuid(task_id)
+        if canonical is not None:
+            return parse_instant(run_at), canonical
+    except ValueError:
+        pass
+    raise InvalidField(
+        "query", "cursor", "Not a cursor of ours. Take it from the Link header, or leave it out."
+    )

@@ -1,0 +1,100 @@
+"""The due queue: starts runs in the order of their times, while there is capacity for them."""
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from job_scheduler.core.store import DueTask
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A kind of run with a capacity of its own, such as those that need a thread."""
+
+    capacity: int
+    running: int = 0
+    queue: list[DueTask] = field(default_factory=list)
+
+
+class Dispatcher:
+    """Starts `run_task` for due tasks, at most `max_running` at a time, most urgent first.
+
+    `lane_of` tells the lane of a task by its name; a lane that is full holds nobody else up.
+    `on_room` is called when the queue has run low. Belongs to the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        run_task: Callable[[str], Awaitable[None]],
+        lane_of: Callable[[str], Lane],
+        max_running: int,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._run_task = run_task
+        self._lane_of = lane_of
+        self._max_running = max_running
+        self._on_room = on_room
+        self._lanes: list[Lane] = []
+        self._known: set[str] = set()
+        self._runs: set[asyncio.Future[None]] = set()
+        self._stopping = False
+
+    @property
+    def running(self) -> int:
+        """How many runs are under way."""
+        return len(self._runs)
+
+    @property
+    def queued(self) -> int:
+        """How many due tasks wait for capacity."""
+        return len(self._known) - len(self._runs)
+
+    def __contains__(self, task_id: str) -> bool:
+        """Tell whether a task waits or runs here."""
+        return task_id in self._known
+
+    def offer(self, tasks: Iterable[DueTask]) -> None:
+        """Take due tasks and start those for which there is capacity."""
+        for task in tasks:
+            if task.task_id in self._known:
+                continue
+            lane = self._lane_of(task.name)
+            if lane not in self._lanes:
+                self._lanes.append(lane)
+            heapq.heappush(lane.queue, task)
+            self._known.add(task.task_id)
+        self._start_runs()
+
+    async def drain(self, seconds: float) -> bool:
+        """Start nothing any more, wait up to `seconds` for the runs; tell whether all ended."""
+        self._stopping = True
+        if self._runs:
+            _logger.info("waiting up to %g s for %d running tasks", seconds, len(self._runs))
+            await asyncio.wait(self._runs, timeout=seconds)
+        return not self._runs
+
+    def _start_runs(self) -> None:
+        while not self._stopping and len(self._runs) < self._max_running:
+            ready = [lane for lane in self._lanes if lane.queue and lane.running < lane.capacity]
+            if not ready:
+                return
+            lane = min(ready, key=lambda lane: lane.queue[0])
+            task = heapq.heappop(lane.queue)
+            lane.running += 1
+            run = asyncio.ensure_future(self._run_task(task.task_id))
+            self._runs.add(run)
+            run.add_done_callback(lambda run, task=task, lane=lane: self._finish(run, task, lane))
+
+    def _finish(self, run: asyncio.Future[None], task: DueTask, lane: Lane) -> None:
+        self._runs.discard(run)
+        self._known.discard(task.task_id)
+        lane.running -= 1
+        if not run.cancelled() and (error := run.exception()) is not None:
+            _logger.error("the run of task %s broke off", task.task_id, exc_info=error)
+        self._start_runs()
+        if self.queued < self._max_running:
+            self._on_room()

@@ -1,0 +1,1 @@
+"""What a task does: the registry of handlers, and how one is called."""

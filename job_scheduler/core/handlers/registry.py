@@ -1,0 +1,75 @@
+"""The registry of task handlers."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from job_scheduler.constants import NAME_MAX_LENGTH
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function that tasks of one name run; a plain one is called in a thread."""
+
+    name: str
+    function: Callable[..., Any]
+    is_async: bool
+
+
+class HandlerRegistry:
+    """Handlers by name."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    def task(self, name: str) -> Callable[[Function], Function]:
+        """Register the decorated function, plain or async, as the handler of tasks named `name`.
+
+        It is called with the members of a task's payload as keyword arguments. What it returns
+        (text, or anything that has a JSON form) is the task's result; what it raises makes the
+        task fail.
+
+        Raises:
+            ValueError: the name is unusable, or has a handler already.
+        """
+        if not isinstance(name, str) or not name.strip() or len(name) > NAME_MAX_LENGTH:
+            raise ValueError(
+                f"a task needs a name of 1 to {NAME_MAX_LENGTH} characters: "
+                f'@task("send_report"), not {name!r}'
+            )
+
+        def register(function: Function) -> Function:
+            if name in self._handlers:
+                raise ValueError(f"two handlers are registered under the name {name!r}")
+            self._handlers[name] = Handler(name, function, _is_async(function))
+            return function
+
+        return register
+
+    def get(self, name: str) -> Handler | None:
+        """Return the handler of tasks named `name`, if there is one."""
+        return self._handlers.get(name)
+
+    def names(self) -> list[str]:
+        """Return all names, sorted."""
+        return sorted(self._handlers)
+
+    def with_defaults(self, defaults: "HandlerRegistry") -> "HandlerRegistry":
+        """Return a registry of these handlers and those of `defaults` whose names are free."""
+        merged = HandlerRegistry()
+        merged._handlers = defaults._handlers | self._handlers
+        return merged
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    call = getattr(function, "__call__", None)  # noqa: B004 (an object with an async __call__)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+registered = HandlerRegistry()
+"""What the modules of ``TASK_MODULES`` register as they are imported."""
+
+task = registered.task

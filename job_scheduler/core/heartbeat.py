@@ -1,0 +1,89 @@
+"""The heartbeat: tells the other instances that this one lives.
+
+It has a thread and a connection of its own, which no handler, full pool or blocked event loop
+can hold up.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from job_scheduler.constants import InstanceState
+from job_scheduler.core import instances
+from job_scheduler.core.instances import Member
+from job_scheduler.database import Database
+from job_scheduler.exceptions import DatabaseUnavailable
+
+_logger = logging.getLogger(__name__)
+
+_BEATS_PER_LEASE = 5
+
+
+class Heartbeat:
+    """Raises `member`'s heartbeat five times a lease (`lease` is in seconds).
+
+    An instance that the others have declared dead (it was paused for longer than its lease)
+    takes part again under a new id, from `new_id`: what it claimed under the old one is lost.
+    """
+
+    def __init__(
+        self, database: Database, member: Member, lease: float, new_id: Callable[[], str]
+    ) -> None:
+        self._database = database
+        self._member = member
+        self._new_id = new_id
+        self._interval = lease / _BEATS_PER_LEASE
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    @property
+    def member(self) -> Member:
+        """This instance, as it takes part at present."""
+        return self._member
+
+    @property
+    def instance_id(self) -> str:
+        """The id under which this instance claims at present."""
+        return self._member.instance_id
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and tell the others that this instance has stopped in order."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            with self._database.writing() as connection:
+                instances.leave(connection, self.instance_id)
+        except DatabaseUnavailable:
+            _logger.warning("the database is away: the others will find this instance gone")
+        self._database.close()
+
+    def beat(self) -> None:
+        """Raise the heartbeat once.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached.
+        """
+        with self._database.writing() as connection:
+            if instances.beat(connection, self.instance_id):
+                return
+            reborn = Member(self._new_id(), self._member.process)
+            instances.register(connection, reborn, InstanceState.Alive)
+        _logger.warning(
+            "this instance was declared dead as %s: it takes part again as %s",
+            self.instance_id,
+            reborn.instance_id,
+        )
+        self._member = reborn
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self.beat()
+            except DatabaseUnavailable:
+                continue  # The sweep logs it; nobody is declared dead by an outage.
+            except Exception:
+                _logger.exception("a heartbeat failed")

@@ -1,0 +1,196 @@
+"""Tables and their indexes.
+
+Defaults live in the database, so that ``INSERT INTO scheduled_tasks (name, run_at)`` in any
+program's own transaction is a valid task. Times are UTC: ``timestamptz`` on PostgreSQL, text
+``YYYY-MM-DD HH:MM:SS.ffffff`` on SQLite. UUIDs are text for Python on both.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from job_scheduler import strict_json
+from job_scheduler.constants import InstanceState, TaskStatus
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware instant in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Hand the driver what the column stores."""
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return an aware instant in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+class JsonText(TypeDecorator[Any]):
+    """JSON as text, for SQLite: its own JSON column would turn a large number into a float."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """Hand the driver what the column stores."""
+        return None if value is None else strict_json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """Return the parsed document."""
+        return None if value is None else json.loads(value)
+
+
+class database_now(ColumnElement[datetime]):  # noqa: N801 (reads as the SQL function it is)
+    """The database's clock at this moment (not at the transaction's begin)."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class new_uuid(ColumnElement[str]):  # noqa: N801 (reads as the SQL function it is)
+    """A UUIDv7 made by the database (RFC 9562, section 5.7)."""
+
+    type = String(36)
+    inherit_cache = True
+
+
+NOW_SQL = {
+    "postgresql": "clock_timestamp()",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
+}
+"""The database's clock, for statements written as text; SQLite's ticks in milliseconds."""
+
+
+@compiles(database_now)
+def _compile_now(element: object, compiler: SQLCompiler, **_: Any) -> str:
+    # Parentheses: SQLite wants them around a default that is an expression.
+    return f"({NOW_SQL[compiler.dialect.name]})"
+
+
+@compiles(new_uuid, "postgresql")
+def _compile_uuid_postgresql(element: object, compiler: SQLCompiler, **_: Any) -> str:
+    # A random UUID whose first 48 bits are replaced by Unix milliseconds, version bits by 0111.
+    milliseconds = "int8send((extract(epoch from clock_timestamp()) * 1000)::bigint)"
+    return (
+        "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) "
+        f"placing substring({milliseconds} from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid"
+    )
+
+
+@compiles(new_uuid, "sqlite")
+def _compile_uuid_sqlite(element: object, compiler: SQLCompiler, **_: Any) -> str:
+    milliseconds = "printf('%012x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
+    return (
+        f"(lower(substr({milliseconds}, 1, 8) || '-' || substr({milliseconds}, 9, 4) || '-7' || "
+        "substr(hex(randomblob(2)), 2) || '-' || substr('89AB', 1 + (random() & 3), 1) || "
+        "substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
+    )
+
+
+_Uuid = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+_Json = JSON(none_as_null=True).with_variant(JsonText(), "sqlite")
+
+
+def _one_of(column: str, values: type[TaskStatus] | type[InstanceState]) -> str:
+    return f"{column} IN ({', '.join(repr(member.value) for member in values)})"
+
+
+class Base(DeclarativeBase):
+    """What all tables share: one metadata with predictable names of constraints."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ScheduledTask(Base):
+    """One task: what to run, when, and what came of it."""
+
+    __tablename__ = "scheduled_tasks"
+
+    task_id: Mapped[str] = mapped_column(_Uuid, primary_key=True, server_default=new_uuid())
+    name: Mapped[str] = mapped_column(Text)
+    run_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    status: Mapped[str] = mapped_column(Text, server_default=TaskStatus.Scheduled.value)
+    result: Mapped[Any | None] = mapped_column(_Json)
+    payload: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    claim_token: Mapped[str | None] = mapped_column(_Uuid)
+    instance_id: Mapped[str | None] = mapped_column(_Uuid)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    missed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", TaskStatus), name="status"),
+        CheckConstraint("length(name) BETWEEN 1 AND 255", name="name"),
+        # PostgreSQL knows 'infinity' and the year 294276; Python and ISO 8601 do not.
+        CheckConstraint(
+            "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'", name="run_at"
+        ),
+        # Each index serves one statement: the sweep, the rescue, the list.
+        Index(
+            "ix_scheduled_tasks_due",
+            text("coalesce(retry_at, run_at)"),
+            postgresql_where=text("status = 'scheduled' AND missed_at IS NULL"),
+            sqlite_where=text("status = 'scheduled' AND missed_at IS NULL"),
+        ),
+        Index(
+            "ix_scheduled_tasks_running",
+            "instance_id",
+            postgresql_where=text("status = 'running'"),
+            sqlite_where=text("status = 'running'"),
+        ),
+        Index("ix_scheduled_tasks_list", "run_at", "task_id"),
+    )
+
+
+class Instance(Base):
+    """One process of the service, past or present."""
+
+    __tablename__ = "instances"
+
+    instance_id: Mapped[str] = mapped_column(_Uuid, primary_key=True)
+    host: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(Integer)
+    process_started: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
+    heartbeat_seq: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
+
+    __table_args__ = (CheckConstraint(_one_of("state", InstanceState), name="state"),)

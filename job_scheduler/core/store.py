@@ -1,0 +1,155 @@
+"""The statements that create, list, show and cancel tasks, and find what is due.
+
+Each function works inside the transaction of the connection that it is given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, delete, select, text, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from job_scheduler import strict_json
+from job_scheduler.constants import TaskStatus
+from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime
+from job_scheduler.exceptions import TaskConflict, TaskNotCancellable, TaskNotFound
+
+tasks = cast("Table", ScheduledTask.__table__)
+SHOWN = [column for column in tasks.c if column.name != "claim_token"]
+"""What a caller may see of a task: all but the token that guards its result."""
+
+TaskRow = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task as its caller wants it; `run_at` is aware."""
+
+    task_id: str
+    name: str
+    run_at: datetime
+    payload: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DueTask:
+    """A scheduled task and the instant from which it may run; the most urgent sorts first."""
+
+    due: datetime
+    task_id: str
+    name: str
+
+
+def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow | TaskConflict]:
+    """Insert tasks; return, in the same order, each as stored.
+
+    A task whose id exists already is not inserted again: the answer is the present one when
+    it has the same name, run_at and payload, else ``TaskConflict``.
+    """
+    values = [
+        {"task_id": task.task_id, "name": task.name, "run_at": task.run_at, "payload": task.payload}
+        for task in new
+    ]
+    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert_into(tasks).on_conflict_do_nothing().returning(*SHOWN)
+    stored = {row.task_id: dict(row._mapping) for row in connection.execute(statement, values)}
+    missing = [task.task_id for task in new if task.task_id not in stored]
+    if missing:
+        rows = connection.execute(select(*SHOWN).where(tasks.c.task_id.in_(missing)))
+        stored |= {row.task_id: dict(row._mapping) for row in rows}
+    return [_stored_or_conflict(task, stored.get(task.task_id)) for task in new]
+
+
+def _stored_or_conflict(task: NewTask, row: TaskRow | None) -> TaskRow | TaskConflict:
+    # No row at all: another transaction inserted this id and has deleted it again since.
+    # JSON is compared as text: for Python, but not for a caller, 1, 1.0 and True are equal.
+    same = (
+        row is not None
+        and task.name == row["name"]
+        and task.run_at == row["run_at"]
+        and strict_json.dumps(task.payload) == strict_json.dumps(row["payload"])
+    )
+    return row if row is not None and same else TaskConflict(task.task_id)
+
+
+def get_task(connection: Connection, task_id: str) -> TaskRow:
+    """Return one task.
+
+    Raises:
+        TaskNotFound: there is none.
+    """
+    row = connection.execute(select(*SHOWN).where(tasks.c.task_id == task_id)).one_or_none()
+    if row is None:
+        raise TaskNotFound(task_id)
+    return dict(row._mapping)
+
+
+def list_tasks(
+    connection: Connection,
+    limit: int,
+    after: tuple[datetime, str] | None,
+    status: TaskStatus | None,
+    name: str | None,
+) -> list[TaskRow]:
+    """Return up to `limit` tasks by (run_at, task_id), those that come after `after`."""
+    conditions = []
+    if after is not None:
+        place = tuple_(*after, types=[tasks.c.run_at.type, tasks.c.task_id.type])
+        conditions.append(tuple_(tasks.c.run_at, tasks.c.task_id) > place)
+    if status is not None:
+        conditions.append(tasks.c.status == status.value)
+    if name is not None:
+        conditions.append(tasks.c.name == name)
+    statement = (
+        select(*SHOWN).where(*conditions).order_by(tasks.c.run_at, tasks.c.task_id).limit(limit)
+    )
+    return [dict(row._mapping) for row in connection.execute(statement)]
+
+
+def cancel_task(connection: Connection, task_id: str) -> None:
+    """Delete a task that is scheduled.
+
+    Raises:
+        TaskNotFound: there is none.
+        TaskNotCancellable: it is running or finished.
+    """
+    deletion = delete(tasks).where(tasks.c.task_id == task_id, tasks.c.status == "scheduled")
+    if connection.execute(deletion).rowcount:
+        return
+    status = connection.scalar(select(tasks.c.status).where(tasks.c.task_id == task_id))
+    if status is None:
+        raise TaskNotFound(task_id)
+    raise TaskNotCancellable(task_id, TaskStatus(status))
+
+
+def due_tasks(connection: Connection, horizon: timedelta, limit: int) -> list[DueTask]:
+    """Return up to `limit` tasks that are, or within `horizon` will be, due; urgent first.
+
+    Served by the partial index of scheduled tasks: finished ones cost nothing.
+    """
+    rows = connection.execute(
+        _DUE[connection.dialect.name], {"seconds": horizon.total_seconds(), "limit": limit}
+    )
+    return [DueTask(due, task_id, name) for task_id, name, due in rows]
+
+
+def _due_statement(dialect: str) -> Any:
+    horizon = {
+        "postgresql": "clock_timestamp() + make_interval(secs => :seconds)",
+        "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')",
+    }[dialect]
+    return text(
+        f"""
+        SELECT task_id, name, coalesce(retry_at, run_at) AS due
+        FROM scheduled_tasks
+        WHERE status = 'scheduled' AND missed_at IS NULL
+            AND coalesce(retry_at, run_at) <= {horizon}
+        ORDER BY coalesce(retry_at, run_at)
+        LIMIT :limit
+        """  # noqa: S608 (made of constants)
+    ).columns(due=UtcDateTime)
+
+
+_DUE = {dialect: _due_statement(dialect) for dialect in NOW_SQL}

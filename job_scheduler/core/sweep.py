@@ -1,0 +1,91 @@
+"""The sweep: finds in the database what is due soon and not held yet, wherever it came from.
+
+Rows of other instances, of plain SQL, of a slow transaction or of a dead instance are all
+found the same way; nothing else has to be remembered, and losing a wake-up costs one sweep.
+"""
+
+import asyncio
+import logging
+from datetime import datetime
+
+from job_scheduler.clock import Clock
+from job_scheduler.core.dispatcher import Dispatcher
+from job_scheduler.core.store import DueTask, due_tasks
+from job_scheduler.core.timer import HELD_MAX, LOOKAHEAD, Timer
+from job_scheduler.database import Database
+from job_scheduler.exceptions import DatabaseUnavailable, SchedulerUnavailable
+
+_logger = logging.getLogger(__name__)
+
+_INTERVAL = 1.0
+_PAGE = 5_000
+
+
+class Sweep:
+    """Registers with the timer, every second, what is due within the lookahead."""
+
+    def __init__(
+        self, database: Database, timer: Timer, dispatcher: Dispatcher, clock: Clock
+    ) -> None:
+        self._database = database
+        self._timer = timer
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._room = asyncio.Event()
+        self._more = False
+        self.last_at: datetime | None = None
+        """When the latest sweep that reached the database ended."""
+
+    async def run(self) -> None:
+        """Sweep for ever; an outage of the database is waited out."""
+        away = False
+        while True:
+            try:
+                await self.sweep()
+                if away:
+                    _logger.warning("the database is back")
+                away = False
+            except DatabaseUnavailable:
+                if not away:
+                    _logger.warning("the database is away: nothing new is started until it is back")
+                away = True
+            except Exception:
+                _logger.exception("a sweep failed; the next one follows in a second")
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), _INTERVAL)
+            except TimeoutError:
+                continue
+
+    def note_room(self) -> None:
+        """Sweep at once if the last sweep left something behind for lack of room."""
+        if self._more:
+            self._room.set()
+
+    async def sweep(self) -> int:
+        """Register what is due soon and not held yet; return how many that were.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached.
+        """
+        held = len(self._timer) + self._dispatcher.queued + self._dispatcher.running
+        room = min(_PAGE, HELD_MAX - held)
+        if room <= 0:
+            self._more = True
+            return 0
+        # What is held may well be the most urgent: ask for as many more.
+        limit = held + room
+        found = await self._database.read(due_tasks, LOOKAHEAD, limit)
+        self._more = len(found) == limit
+        new = [task for task in found if not self._is_held(task)]
+        for task in new:
+            try:
+                self._timer.register(task)
+            except SchedulerUnavailable:
+                # The others are not to suffer; the next sweep finds this one again.
+                _logger.exception("task %s could not be registered", task.task_id)
+        self.last_at = self._clock.now()
+        return len(new)
+
+    def _is_held(self, task: DueTask) -> bool:
+        return task.task_id in self._timer or task.task_id in self._dispatcher

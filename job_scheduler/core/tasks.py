@@ -1,0 +1,103 @@
+"""The life of one run: lock, claim, call, decide, record."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from job_scheduler.batching import Batcher
+from job_scheduler.core import claims
+from job_scheduler.core.claims import Claim, ClaimRequest, Record
+from job_scheduler.core.handlers.calling import Caller
+from job_scheduler.core.locks import TaskLock
+from job_scheduler.core.outcomes import decide
+from job_scheduler.core.store import DueTask
+from job_scheduler.database import Database
+from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
+from job_scheduler.identifiers import new_token
+
+_logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+
+T = TypeVar("T")
+
+
+class TaskRunner:
+    """Runs tasks, each at most once: `run_task` is started for one that is due.
+
+    `instance_id` tells under whose name claims are made; `put_back` takes a task that is still
+    scheduled but was not to be had at this moment.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        lock: TaskLock,
+        caller: Caller,
+        instance_id: Callable[[], str],
+        put_back: Callable[[DueTask], None],
+    ) -> None:
+        self._database = database
+        self._lock = lock
+        self._caller = caller
+        self._instance_id = instance_id
+        self._put_back = put_back
+        self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
+        self._records: Batcher[Record, bool] = Batcher(self._flush_records)
+
+    async def run_task(self, task_id: str) -> None:
+        """Run the task if it exists, is scheduled and due, and nobody else runs it.
+
+        Its status and result are in the database when this returns. A database that is away
+        before the claim leaves the task to a later sweep; one that is away after the run is
+        waited for.
+        """
+        token = new_token()
+        if not await self._lock.acquire(task_id, token):
+            return
+        claim = await self._claim(task_id, token)
+        if claim is None:
+            return
+        outcome = await self._caller.call(claim)
+        status, result = decide(outcome)
+        if not await self._records.submit(Record(task_id, token, status, result)):
+            _logger.warning("task %s: this run's claim was lost, its result is dropped", task_id)
+
+    async def _claim(self, task_id: str, token: str) -> Claim | None:
+        try:
+            answer = await self._claims.submit(ClaimRequest(task_id, token))
+        except DatabaseUnavailable:
+            _logger.warning("task %s cannot be claimed: the database is away", task_id)
+            return None
+        finally:
+            # From here on the claim protects the run: no lock can expire under it.
+            self._lock.release(task_id, token)
+        if isinstance(answer, DueTask):
+            self._put_back(answer)
+            return None
+        return answer
+
+    async def _flush_claims(self, requests: Sequence[ClaimRequest]) -> list[Claim | DueTask | None]:
+        instance_id = self._instance_id()
+        try:
+            return await self._database.write(claims.claim, instance_id, requests)
+        except CommitOutcomeUnknown:
+            return await self._until_done(
+                lambda: self._database.write(claims.claim, instance_id, requests, repeated=True)
+            )
+
+    async def _flush_records(self, records: Sequence[Record]) -> list[bool]:
+        return await self._until_done(lambda: self._database.write(claims.record, records))
+
+    async def _until_done(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an idempotent write for as long as the database is away."""
+        waiting = False
+        while True:
+            try:
+                return await attempt()
+            except DatabaseUnavailable:
+                if not waiting:
+                    _logger.warning("the database is away: claims and results wait for it")
+                waiting = True
+                await asyncio.sleep(_RETRY_SECONDS)

@@ -1,0 +1,206 @@
+"""APScheduler behind few verbs: it wakes tasks that are due soon, at their instant.
+
+Only what is due within the lookahead is held; all tasks of one instant (rounded up to the
+millisecond, since a task claimed a microsecond early is not due yet) share one APScheduler
+job. All of this memory can be lost at any moment: the sweep finds every task again.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import count
+
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.base import STATE_RUNNING, BaseScheduler
+from apscheduler.triggers.date import DateTrigger
+
+from job_scheduler.clock import Clock
+from job_scheduler.core.store import DueTask
+from job_scheduler.exceptions import SchedulerUnavailable
+
+_logger = logging.getLogger(__name__)
+
+LOOKAHEAD = timedelta(seconds=5)
+_PUT_BACK_DELAY = timedelta(milliseconds=50)
+HELD_MAX = 20_000
+"""Tasks held in memory, at most; the sweep brings the rest when there is room."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What is due at one instant, and the APScheduler job that stands for it."""
+
+    job_id: str
+    tasks: dict[str, DueTask] = field(default_factory=dict)
+
+
+class Timer:
+    """Hands tasks to `fire` when they are due.
+
+    Belongs to the event loop's thread. `scheduler` is an APScheduler that runs on that loop.
+    """
+
+    def __init__(
+        self,
+        scheduler: BaseScheduler,
+        clock: Clock,
+        fire: Callable[[Sequence[DueTask]], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._clock = clock
+        self._fire = fire
+        self._slots: dict[datetime, _Slot] = {}
+        self._held: dict[str, DueTask] = {}
+        self._reserved: set[str] = set()
+        self._job_numbers = count()
+
+    @property
+    def running(self) -> bool:
+        """Whether APScheduler runs."""
+        return bool(self._scheduler.state == STATE_RUNNING)
+
+    def __len__(self) -> int:
+        """Return how many tasks are held."""
+        return len(self._held)
+
+    def __contains__(self, task_id: str) -> bool:
+        """Tell whether a task is held."""
+        return task_id in self._held
+
+    def start(self) -> None:
+        """Begin to fire."""
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Fire nothing any more and forget everything."""
+        if self.running:
+            self._scheduler.shutdown(wait=False)
+        self._slots.clear()
+        self._held.clear()
+
+    @contextmanager
+    def reserved(self, task: DueTask) -> Iterator[None]:
+        """Hold a task that is about to be committed: it fires only when the block has ended well.
+
+        A task beyond the lookahead (or one too many for memory) is left to the sweep, one that
+        is held already is left alone.
+
+        Raises:
+            SchedulerUnavailable: APScheduler does not run or refuses; the block was not entered.
+        """
+        if not self.running:
+            raise SchedulerUnavailable("APScheduler is not running")
+        now = self._clock.now()
+        if task.task_id in self._held or task.due > now + LOOKAHEAD or len(self) >= HELD_MAX:
+            yield
+            return
+        if task.due > now:
+            self._add(task)
+        self._held[task.task_id] = task
+        self._reserved.add(task.task_id)
+        try:
+            yield
+        except BaseException:
+            self._reserved.discard(task.task_id)
+            self._remove(task.task_id)
+            raise
+        self._reserved.discard(task.task_id)
+        slot = self._slots.get(_instant(task))
+        if slot is None or task.task_id not in slot.tasks:
+            # It was due at once, or its instant has passed during the commit.
+            self._held.pop(task.task_id, None)
+            self._fire([task])
+
+    def register(self, task: DueTask) -> None:
+        """Hold a committed task until it is due; one that is held already is left alone.
+
+        Raises:
+            SchedulerUnavailable: APScheduler refuses.
+        """
+        if task.task_id in self._held:
+            return
+        if task.due <= self._clock.now():
+            self._fire([task])
+            return
+        self._add(task)
+        self._held[task.task_id] = task
+
+    def put_back(self, task: DueTask) -> None:
+        """Hold a task that could not be claimed just now, and fire it again a little later."""
+        later = max(task.due, self._clock.now() + _PUT_BACK_DELAY)
+        try:
+            self.register(replace(task, due=later))
+        except SchedulerUnavailable:
+            _logger.exception("task %s could not be put back; a sweep will", task.task_id)
+
+    @contextmanager
+    def withdrawn(self, task_id: str) -> Iterator[None]:
+        """Let go of a task that is about to be deleted; hold it again if the block fails.
+
+        A task that is not held (it has just fired, or lies beyond the lookahead) is no failure.
+
+        Raises:
+            SchedulerUnavailable: APScheduler refuses; the block was not entered.
+        """
+        task = self._remove(task_id)
+        try:
+            yield
+        except BaseException:
+            if task is not None:
+                self.register(task)
+            raise
+
+    def _add(self, task: DueTask) -> None:
+        instant = _instant(task)
+        slot = self._slots.get(instant)
+        if slot is None:
+            # A new id each time: APScheduler drops a job that is added while one of the same
+            # id is being run.
+            slot = _Slot(f"{instant.isoformat()}#{next(self._job_numbers)}")
+            try:
+                self._scheduler.add_job(
+                    self._fire_instant,
+                    DateTrigger(instant),
+                    args=[instant],
+                    id=slot.job_id,
+                    misfire_grace_time=None,
+                )
+            except Exception as error:
+                raise SchedulerUnavailable(f"APScheduler refused a job: {error}") from error
+            self._slots[instant] = slot
+        slot.tasks[task.task_id] = task
+
+    def _remove(self, task_id: str) -> DueTask | None:
+        task = self._held.get(task_id)
+        if task is None:
+            return None
+        slot = self._slots.get(_instant(task))
+        if slot is not None and slot.tasks.keys() == {task_id}:
+            try:
+                self._scheduler.remove_job(slot.job_id)
+            except JobLookupError:
+                pass  # It fires just now: the claim will find the row gone.
+            except Exception as error:
+                raise SchedulerUnavailable(f"APScheduler kept a job: {error}") from error
+            del self._slots[_instant(task)]
+        elif slot is not None:
+            slot.tasks.pop(task_id, None)
+        del self._held[task_id]
+        return task
+
+    async def _fire_instant(self, instant: datetime) -> None:
+        # A coroutine function: a plain one would be run in a thread.
+        slot = self._slots.pop(instant, None)
+        if slot is None:
+            return
+        due = [task for task_id, task in slot.tasks.items() if task_id not in self._reserved]
+        for task in due:
+            self._held.pop(task.task_id, None)
+        self._fire(due)
+
+
+def _instant(task: DueTask) -> datetime:
+    """Return the first whole millisecond at which the task is due."""
+    return task.due + timedelta(microseconds=-task.due.microsecond % 1000)

@@ -1,0 +1,43 @@
+"""What the routes need, as annotated dependencies that read the application's typed state."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from job_scheduler.batching import Batcher
+from job_scheduler.clock import Clock
+from job_scheduler.config import Settings
+from job_scheduler.core.dispatcher import Dispatcher
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.heartbeat import Heartbeat
+from job_scheduler.core.locks import TaskLock
+from job_scheduler.core.store import NewTask, TaskRow
+from job_scheduler.core.sweep import Sweep
+from job_scheduler.core.timer import Timer
+from job_scheduler.database import Database
+from job_scheduler.exceptions import TaskConflict
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a running service; built by ``main.py`` when it starts."""
+
+    settings: Settings
+    version: str
+    clock: Clock
+    database: Database
+    creates: Batcher[NewTask, TaskRow | TaskConflict]
+    lock: TaskLock
+    registry: HandlerRegistry
+    timer: Timer
+    dispatcher: Dispatcher
+    sweep: Sweep
+    heartbeat: Heartbeat
+
+
+def _services(request: Request) -> Services:
+    return cast("Services", request.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

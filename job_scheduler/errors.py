@@ -1,0 +1,189 @@
+"""Every error as a problem document (RFC 9457), and the one place of HTTP status codes."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from job_scheduler import exceptions as domain
+from job_scheduler.core.schemas import Problem
+from job_scheduler.strict_json import UnusableJson
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+
+_STATUS: dict[type[domain.JobSchedulerError], HTTPStatus] = {
+    domain.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    domain.InvalidBody: HTTPStatus.BAD_REQUEST,
+    UnusableJson: HTTPStatus.UNPROCESSABLE_ENTITY,
+    domain.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    domain.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    domain.TaskNotFound: HTTPStatus.NOT_FOUND,
+    domain.TaskNotCancellable: HTTPStatus.CONFLICT,
+    domain.TaskConflict: HTTPStatus.CONFLICT,
+    domain.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    domain.JobSchedulerError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+_FRAMEWORK_CODES = {404: "ROUTE_404", 405: "METHOD_405"}
+_FRAMEWORK_DETAILS = {
+    404: "There is nothing at this address. GET /docs shows what there is.",
+    405: "This address does not take that method; the Allow header names those it takes.",
+}
+
+_REMEDIES = {
+    "missing": "This field is required.",
+    "extra_forbidden": "There is no such field here. Remove it, or correct its name.",
+    "string_pattern_mismatch": "Must not contain NUL, and not be white space alone.",
+    "string_type": "Must be text (a JSON string).",
+    "string_unicode": "Must be text without halves of surrogate pairs.",
+    "dict_type": "Must be a JSON object, or be left out.",
+}
+
+_DESCRIPTIONS = {
+    400: "The body is not JSON (`BODY_400`).",
+    404: "There is no such task (`TASK_404`).",
+    409: "The task is not in a state that allows it (`TASK_DELETE_409`, `TASK_CREATE_409`).",
+    413: "The body is too large (`BODY_413`).",
+    415: "The body is not declared as JSON (`BODY_415`).",
+    422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "
+    "`TASK_NAME_422`).",
+    500: "Something went wrong on our side, and nothing was changed (`TASK_CREATE_500`, "
+    "`TASK_DELETE_500`, `INTERNAL_500`).",
+    503: "Nothing can be promised at the moment (`DATABASE_503`, `OVERLOADED_503`): repeat the "
+    "request after `Retry-After` seconds. `DATABASE_503_UNKNOWN`: it may have been done; "
+    "repeat it with the same `task_id`.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI documentation of a route's errors, for its ``responses``."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses
+    }
+
+
+def problem(
+    status: int,
+    error_code: str,
+    detail: str,
+    errors: Sequence[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return a problem document as a response."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "error_code": error_code,
+    }
+    if errors:
+        content["errors"] = list(errors)
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every exception with a problem document."""
+    app.add_exception_handler(domain.JobSchedulerError, _domain_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _disconnect)
+    app.add_exception_handler(Exception, _unexpected_error)
+    app.add_middleware(ReadableStartFailure, app=app)
+
+
+async def _domain_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, domain.JobSchedulerError)
+    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    errors = []
+    if isinstance(error, domain.InvalidRequest) and error.field is not None:
+        location = error.location if isinstance(error, domain.InvalidField) else "body"
+        errors = [{"location": location, "field": error.field, "detail": str(error)}]
+    headers = {}
+    if isinstance(error, domain.Unavailable):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return problem(status, error.error_code, str(error), errors, headers)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {
+            "location": str(details["loc"][0]),
+            "field": ".".join(str(part) for part in details["loc"][1:]),
+            "detail": _REMEDIES.get(details["type"], details["msg"]),
+        }
+        for details in error.errors()
+    ]
+    if errors == [{"location": "body", "field": "", "detail": _REMEDIES["missing"]}]:
+        detail = "A JSON body is required."
+    else:
+        detail = "; ".join(
+            f"{each['field'] or each['location']}: {each['detail']}" for each in errors
+        )
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_422", detail, errors)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    return problem(
+        status,
+        _FRAMEWORK_CODES.get(status, f"HTTP_{status}"),
+        _FRAMEWORK_DETAILS.get(status, HTTPStatus(status).phrase),
+        headers=error.headers,
+    )
+
+
+async def _disconnect(_: Request, _error: Exception) -> Response:
+    """Answer nobody: the client has gone before its body was complete."""
+    return problem(HTTPStatus.BAD_REQUEST, "BODY_400", "The body ended early.")
+
+
+async def _unexpected_error(_: Request, _error: Exception) -> Response:
+    """Answer without a word of the exception's own; the server logs it with its traceback."""
+    return problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "INTERNAL_500",
+        "Something went wrong on our side; the service's log says what.",
+    )
+
+
+def add_problem_schema(openapi: dict[str, Any]) -> None:
+    """Put the schema that ``problems`` refers to into an OpenAPI document."""
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs")
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(
+        definitions, Problem=schema
+    )
+
+
+class ReadableStartFailure:
+    """ASGI middleware: a start that fails for a known reason is one line, not a traceback.
+
+    The lifespan leaves the line in ``app.state.start_failure``.
+    """
+
+    def __init__(self, inner: ASGIApp, app: FastAPI) -> None:
+        self._inner = inner
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on, with the message of a failed start replaced."""
+
+        async def send_readable(message: Message) -> None:
+            failure = getattr(self._app.state, "start_failure", None)
+            if message["type"] == "lifespan.startup.failed" and failure:
+                message = {"type": message["type"], "message": failure}
+            await send(message)
+
+        is_lifespan = scope["type"] == "lifespan"
+        await self._inner(scope, receive, send_readable if is_lifespan else send)

@@ -1,0 +1,212 @@
+"""Domain errors, built from what they are about.
+
+    JobSchedulerError
+    ├── StartError                  the service cannot start: one readable line, no traceback
+    │   ├── ConfigurationError
+    │   └── SchemaError
+    ├── InvalidRequest              the caller can mend it
+    │   ├── InvalidBody ── BodyTooLarge, UnsupportedMediaType
+    │   └── InvalidField            one field of an otherwise sound request
+    ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
+    ├── SchedulerUnavailable        APScheduler refused
+    └── Unavailable                 nothing can be promised now; try again
+        ├── DatabaseUnavailable ── CommitOutcomeUnknown
+        ├── Overloaded
+        └── Stopping
+
+The message of each is safe to show to a caller; ``error_code`` is stable and documented.
+Which HTTP status belongs to which error stands in ``errors.py`` alone.
+"""
+
+from job_scheduler.constants import TaskStatus
+
+
+class JobSchedulerError(Exception):
+    """Base of all errors that this service raises on purpose."""
+
+    error_code = "INTERNAL_500"
+
+
+class StartError(JobSchedulerError):
+    """The service cannot start; the message is one line that says what to do."""
+
+    error_code = "START_500"
+
+
+class ConfigurationError(StartError):
+    """A setting has a value that is not allowed."""
+
+
+class SchemaError(StartError):
+    """The database's schema is missing, older or newer than this code."""
+
+
+class InvalidRequest(JobSchedulerError):
+    """The request cannot be understood; ``field`` (dotted) is where, if one is to blame."""
+
+    error_code = "VALIDATION_422"
+
+    def __init__(self, detail: str, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class InvalidBody(InvalidRequest):
+    """The body is not a JSON document that can be taken as it stands."""
+
+    error_code = "BODY_400"
+
+
+class BodyTooLarge(InvalidBody):
+    """The body is longer than this route allows."""
+
+    error_code = "BODY_413"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The body is larger than {limit} bytes. Send less in one request.")
+
+
+class UnsupportedMediaType(InvalidBody):
+    """The body is declared to be something other than JSON in UTF-8."""
+
+    error_code = "BODY_415"
+
+    def __init__(self, content_type: str | None) -> None:
+        found = f"not {content_type!r}" if content_type else "and none was given"
+        super().__init__(
+            f"The body's Content-Type must be application/json, {found}. "
+            "Send the header 'Content-Type: application/json'."
+        )
+
+
+class InvalidField(InvalidRequest):
+    """One field or parameter has a value that cannot be used; ``location`` is its place."""
+
+    def __init__(self, location: str, field: str, detail: str) -> None:
+        super().__init__(detail, field)
+        self.location = location
+
+
+class UnknownTaskName(InvalidField):
+    """No handler has this name, and ``UNKNOWN_TASKS=reject`` demands one."""
+
+    error_code = "TASK_NAME_422"
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(
+            "body",
+            "name",
+            f"No task handler is named {name!r}. Known names: {', '.join(known) or 'none'}.",
+        )
+
+
+class TaskNotFound(JobSchedulerError):
+    """There is no task with this id."""
+
+    error_code = "TASK_404"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"There is no task {task_id!r}. GET /tasks lists those that exist.")
+        self.task_id = task_id
+
+
+class TaskNotCancellable(JobSchedulerError):
+    """The task has started or finished, so it can no longer be cancelled."""
+
+    error_code = "TASK_DELETE_409"
+
+    def __init__(self, task_id: str, status: TaskStatus) -> None:
+        super().__init__(
+            f"Task {task_id} is {status.value}: only a task that is scheduled can be cancelled."
+        )
+        self.task_id = task_id
+
+
+class TaskConflict(JobSchedulerError):
+    """A task with the caller's own id exists already, with another body."""
+
+    error_code = "TASK_CREATE_409"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"Task {task_id} exists already with another name, run_at or payload. "
+            "Repeat the same body, or choose a new task_id."
+        )
+        self.task_id = task_id
+
+
+class TaskNotCreated(JobSchedulerError):
+    """The task could not be scheduled; nothing of it was kept."""
+
+    error_code = "TASK_CREATE_500"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"Task {task_id} could not be scheduled, and nothing of it was stored. "
+            "Try again; the service's log says what went wrong."
+        )
+        self.task_id = task_id
+
+
+class TaskNotDeleted(JobSchedulerError):
+    """The task could not be cancelled; it stays scheduled."""
+
+    error_code = "TASK_DELETE_500"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"Task {task_id} could not be cancelled: it is still scheduled. "
+            "Try again; the service's log says what went wrong."
+        )
+        self.task_id = task_id
+
+
+class SchedulerUnavailable(JobSchedulerError):
+    """APScheduler refused to take or to give back a job."""
+
+    error_code = "SCHEDULER_500"
+
+
+class Unavailable(JobSchedulerError):
+    """Nothing can be promised at the moment; the caller may repeat the request."""
+
+    error_code = "UNAVAILABLE_503"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached; nothing was changed."""
+
+    error_code = "DATABASE_503"
+
+    def __init__(self) -> None:
+        super().__init__("The database cannot be reached; nothing was changed. Try again shortly.")
+
+
+class CommitOutcomeUnknown(DatabaseUnavailable):
+    """The connection broke during COMMIT: the change may or may not have been made."""
+
+    error_code = "DATABASE_503_UNKNOWN"
+
+    def __init__(self) -> None:
+        super(DatabaseUnavailable, self).__init__(
+            "The connection to the database broke while the change was being committed, so it may "
+            "or may not have been made. Repeat the request with the same task_id: it is done once."
+        )
+
+
+class Overloaded(Unavailable):
+    """More work waits than may wait in memory."""
+
+    error_code = "OVERLOADED_503"
+
+    def __init__(self) -> None:
+        super().__init__("Too many requests are waiting to be stored. Try again shortly.")
+
+
+class Stopping(Unavailable):
+    """The service is shutting down and takes nothing new."""
+
+    error_code = "STOPPING_503"
+
+    def __init__(self) -> None:
+        super().__init__("The service is stopping. Try again: another instance may answer.")

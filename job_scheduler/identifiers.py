@@ -1,0 +1,35 @@
+"""Identifiers: UUIDs as canonical lower-case text."""
+
+import os
+import uuid
+from datetime import datetime
+
+_VERSION_7 = 0x7 << 76
+_VARIANT = 0x2 << 62
+
+
+def new_task_id(now: datetime) -> str:
+    """Return a UUIDv7 (RFC 9562, section 5.7) made at `now`.
+
+    Its first 48 bits are Unix milliseconds, so ids made one after the other are neighbours in
+    the index. Order by it means nothing more than that: clocks differ.
+    """
+    milliseconds = int(now.timestamp() * 1000)
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & (1 << 48) - 1) << 80
+    value |= _VERSION_7 | (random >> 62 & 0xFFF) << 64 | _VARIANT | random & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
+
+
+def new_token() -> str:
+    """Return a random UUID (version 4): unguessable, used once."""
+    return str(uuid.UUID(bytes=os.urandom(16), version=4))
+
+
+def parse_uuid(text: str) -> str | None:
+    """Return `text` in canonical form when it is a UUID as RFC 9562 writes it, else None."""
+    try:
+        parsed = str(uuid.UUID(text))
+    except ValueError:
+        return None
+    return parsed if parsed == text.lower() else None

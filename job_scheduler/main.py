@@ -1,0 +1,259 @@
+"""The application: builds every part, starts it, and takes it down again, in one place."""
+
+import asyncio
+import importlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.base import BaseScheduler
+from fastapi import FastAPI
+
+from job_scheduler import __version__
+from job_scheduler.batching import Batcher
+from job_scheduler.clock import Clock, SystemClock
+from job_scheduler.config import Settings, load_settings
+from job_scheduler.constants import InstanceState
+from job_scheduler.core import api, health, instances, store
+from job_scheduler.core.dispatcher import Dispatcher, Lane
+from job_scheduler.core.handlers.calling import Caller
+from job_scheduler.core.handlers.registry import HandlerRegistry, registered
+from job_scheduler.core.handlers.report import build_send_report
+from job_scheduler.core.handlers.threads import HandlerThreads
+from job_scheduler.core.heartbeat import Heartbeat
+from job_scheduler.core.instances import Member
+from job_scheduler.core.locks import InProcessLock, TaskLock
+from job_scheduler.core.recovery import start_up
+from job_scheduler.core.rescue import fail_interrupted
+from job_scheduler.core.sweep import Sweep
+from job_scheduler.core.tasks import TaskRunner
+from job_scheduler.core.timer import Timer
+from job_scheduler.database import Database, build_engine
+from job_scheduler.dependencies import Services
+from job_scheduler.errors import add_error_handlers, add_problem_schema
+from job_scheduler.exceptions import ConfigurationError, StartError
+from job_scheduler.identifiers import new_task_id
+from job_scheduler.logger import configure_logging
+from job_scheduler.migrations.upgrade import prepare
+from job_scheduler.process import own_identity
+from job_scheduler.redis_client import RedisTaskLock, build_redis
+from job_scheduler.web.docs import add_docs
+
+_logger = logging.getLogger(__name__)
+
+_RECORD_SECONDS = 5.0
+"""How long the shutdown waits for results to be written, after the grace period."""
+
+_DESCRIPTION = """
+Schedule tasks over HTTP: each runs at its time, once, and its result is kept.
+
+Post a task, look at it again after its time, and see its result:
+`scheduled` → `running` → `done` or `failed`.
+
+Every error is a problem document (RFC 9457) with a stable `error_code`.
+"""
+
+_TAGS = [
+    {"name": "tasks", "description": "Create, list, show and cancel tasks."},
+    {"name": "health", "description": "How the service does."},
+]
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    registry: HandlerRegistry = registered,
+    scheduler: Callable[[], BaseScheduler] = AsyncIOScheduler,
+    clock: Clock | None = None,
+    lock: TaskLock | None = None,
+) -> FastAPI:
+    """Build the application; nothing is read, opened or started before its lifespan begins.
+
+    Without `settings` they are read from the environment then. `registry` holds the task
+    handlers beside the built-in ones, `scheduler` builds the APScheduler that keeps the time,
+    `lock` replaces the one that ``REDIS_URL`` asks for.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with AsyncExitStack() as stack:
+            try:
+                chosen = settings or load_settings()
+                configure_logging(chosen.log_level)
+                services = await _start(
+                    stack, chosen, registry, scheduler(), clock or SystemClock(), lock
+                )
+            except StartError as error:
+                app.state.start_failure = str(error)
+                raise
+            yield {"services": services}
+
+    app = FastAPI(
+        title="Job Scheduler Service",
+        version=__version__,
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.include_router(api.router)
+    app.include_router(health.router)
+    add_docs(app)
+    add_error_handlers(app)
+    _document_errors(app)
+    return app
+
+
+async def _start(
+    stack: AsyncExitStack,
+    settings: Settings,
+    registry: HandlerRegistry,
+    scheduler: BaseScheduler,
+    clock: Clock,
+    lock: TaskLock | None,
+) -> Services:
+    """Build and start every part; `stack` takes them down in the opposite order.
+
+    Raises:
+        StartError: the configuration or the database's schema does not allow to start.
+    """
+    _import_task_modules(settings.modules)
+    database = Database(build_engine(settings.database))
+    stack.push_async_callback(asyncio.to_thread, database.close)
+    await prepare(database, settings)
+
+    heartbeat = Heartbeat(
+        Database(build_engine(settings.database, pool_size=1)),
+        Member(new_task_id(clock.now()), own_identity()),
+        settings.lease_seconds,
+        new_id=lambda: new_task_id(clock.now()),
+    )
+    await database.write(instances.register, heartbeat.member, InstanceState.Starting)
+    heartbeat.start()
+    stack.push_async_callback(asyncio.to_thread, heartbeat.stop)
+    await start_up(database, heartbeat.member, settings.recover_past_tasks, settings.lease_seconds)
+    if interrupted := await fail_interrupted(database):
+        _logger.warning("%d runs had been cut off: they are marked failed", interrupted)
+
+    threads = HandlerThreads(settings.threads)
+    stack.callback(threads.close)
+    built_in = HandlerRegistry()
+    built_in.task("send_report")(build_send_report(database, clock))
+    registry = registry.with_defaults(built_in)
+    caller = Caller(registry, threads, settings.unknown_tasks)
+    if lock is None:
+        lock = _lock(settings, clock)
+    stack.push_async_callback(lock.close)
+
+    async def create(new: list[store.NewTask]) -> Any:
+        return await database.write(store.create_tasks, new)
+
+    timer = Timer(scheduler, clock, fire=lambda due: dispatcher.offer(due))
+    runner = TaskRunner(
+        database, lock, caller, lambda: heartbeat.instance_id, put_back=timer.put_back
+    )
+    lane_of = _lanes(registry, settings)
+    dispatcher = Dispatcher(
+        runner.run_task, lane_of, settings.max_running, on_room=lambda: sweep.note_room()
+    )
+    sweep = Sweep(database, timer, dispatcher, clock)
+
+    stack.push_async_callback(_drain, dispatcher, caller, settings.shutdown_grace)
+    timer.start()
+    stack.callback(timer.stop)
+    await stack.enter_async_context(_loop(sweep.run))
+    _logger.info(
+        "started: %s, lock %s, handlers %s",
+        settings.database.render_as_string(hide_password=True),
+        lock.backend,
+        ", ".join(registry.names()),
+    )
+    return Services(
+        settings=settings,
+        version=__version__,
+        clock=clock,
+        database=database,
+        creates=Batcher(create),
+        lock=lock,
+        registry=registry,
+        timer=timer,
+        dispatcher=dispatcher,
+        sweep=sweep,
+        heartbeat=heartbeat,
+    )
+
+
+def _import_task_modules(names: list[str]) -> None:
+    """Import the user's modules of task handlers, also from the working directory."""
+    if names and (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # The module was found; one that it imports was not.
+            raise ConfigurationError(
+                f"Configuration error: TASK_MODULES: there is no module {name!r} in the Python "
+                "path or the working directory."
+            ) from None
+
+
+def _lock(settings: Settings, clock: Clock) -> TaskLock:
+    if settings.redis_url is None:
+        return InProcessLock()
+    return RedisTaskLock(build_redis(settings.redis_url.get_secret_value()), clock)
+
+
+def _lanes(registry: HandlerRegistry, settings: Settings) -> Callable[[str], Lane]:
+    """Return which lane a task of some name runs in: plain handlers need a thread each."""
+    in_threads, on_loop = Lane(settings.threads), Lane(settings.max_running)
+
+    def lane_of(name: str) -> Lane:
+        handler = registry.get(name)
+        return on_loop if handler is None or handler.is_async else in_threads
+
+    return lane_of
+
+
+@asynccontextmanager
+async def _loop(run: Callable[[], Any]) -> AsyncIterator[None]:
+    """Keep a loop going beside the block, and cancel it after."""
+    looping = asyncio.ensure_future(run())
+    try:
+        yield
+    finally:
+        looping.cancel()
+        with suppress(asyncio.CancelledError):
+            await looping
+
+
+async def _drain(dispatcher: Dispatcher, caller: Caller, grace: float) -> None:
+    """Let the runs end; after `grace` seconds cut them off and let that be recorded."""
+    if not await dispatcher.drain(grace):
+        caller.interrupt()
+        if not await dispatcher.drain(_RECORD_SECONDS):
+            _logger.error(
+                "%d results could not be written: the next start marks these runs as interrupted",
+                dispatcher.running,
+            )
+
+
+def _document_errors(app: FastAPI) -> None:
+    """Complete the OpenAPI document that FastAPI makes with the schema of problems."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            add_problem_schema(generate())
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+app = create_app()

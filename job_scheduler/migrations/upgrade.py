@@ -1,0 +1,145 @@
+"""Bring a database's schema up to date, or say that it is not."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from job_scheduler.config import Settings
+from job_scheduler.database import Database
+from job_scheduler.exceptions import DatabaseUnavailable, SchemaError, StartError
+
+_logger = logging.getLogger(__name__)
+
+_LOCK_KEY = 5_214_786_390_118  # any number that no other program is likely to choose
+_POLL_SECONDS = 1.0
+_MIGRATE = "Run: python migrate.py (or set AUTO_MIGRATE=true)."
+_DUPLICATE_DATABASE = "42P04"
+
+
+def create_database(url: URL) -> bool:
+    """Create the PostgreSQL database of `url` if it is missing and may be; tell whether it was.
+
+    Several callers at once are safe: the losers find that it exists.
+    """
+    engine = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            if connection.scalar(
+                text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": url.database}
+            ):
+                return False
+            quoted = engine.dialect.identifier_preparer.quote(str(url.database))
+            connection.execute(text(f"CREATE DATABASE {quoted}"))
+            return True
+    except OperationalError:
+        # No right to look into "postgres", say: then the wanted database must exist already,
+        # and connecting to it says in its own words when it does not.
+        return False
+    except ProgrammingError as error:
+        if getattr(error.orig, "pgcode", None) == _DUPLICATE_DATABASE:
+            return False
+        raise
+    finally:
+        engine.dispose()
+
+
+async def prepare(database: Database, settings: Settings) -> None:
+    """Wait for the database, within bounds, and bring it up to date or insist that it is.
+
+    The embedded SQLite is always migrated, PostgreSQL with ``AUTO_MIGRATE=true``.
+
+    Raises:
+        StartError: it cannot be reached, or its schema is not the one that this code needs.
+    """
+    deadline = time.monotonic() + settings.database_wait
+    migrate = settings.embedded or settings.auto_migrate
+    while True:
+        try:
+            await asyncio.to_thread(_prepare_once, database, settings.database, migrate=migrate)
+            return
+        except DatabaseUnavailable as error:
+            reason = _reason(error)
+            if "does not exist" in reason:
+                raise SchemaError(f"The database is missing ({reason}). {_MIGRATE}") from error
+            if time.monotonic() >= deadline:
+                raise StartError(
+                    f"The database cannot be reached ({reason}). Check DB_URL, and that it runs."
+                ) from error
+            _logger.warning("waiting for the database: %s", reason)
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+def _prepare_once(database: Database, url: URL, *, migrate: bool) -> None:
+    if migrate:
+        if database.dialect == "postgresql":
+            create_database(url)
+        upgrade(database)
+        return
+    with database.reading() as connection:
+        if missing := missing_revisions(connection):
+            raise SchemaError(
+                f"The database's schema lacks revision {', '.join(missing)}. {_MIGRATE}"
+            )
+
+
+def _reason(error: DatabaseUnavailable) -> str:
+    """Return the driver's own words, on one line (they never hold a password)."""
+    driver = getattr(error.__cause__, "orig", None) or error.__cause__ or error
+    return " ".join(str(driver).split())
+
+
+def upgrade(database: Database) -> list[str]:
+    """Apply the migrations that are missing; return their revisions, oldest first.
+
+    One transaction, one at a time over all processes: repeating it changes nothing.
+
+    Raises:
+        SchemaError: the schema is newer than this code.
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    with database.writing() as connection:
+        if database.dialect == "postgresql":
+            # A long CREATE INDEX is no hung statement, and a second migrator waits for it.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+        missing = missing_revisions(connection)
+        if missing:
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        return missing
+
+
+def missing_revisions(connection: Connection) -> list[str]:
+    """Return the revisions that the connection's schema lacks, oldest first.
+
+    Raises:
+        SchemaError: the schema is newer than this code.
+    """
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+    known.reverse()
+    if current is None:
+        return known
+    if current not in known:
+        raise SchemaError(
+            f"The database's schema has revision {current}, which this release does not know: "
+            "it belongs to a newer release. Start that one."
+        )
+    return known[known.index(current) + 1 :]
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config

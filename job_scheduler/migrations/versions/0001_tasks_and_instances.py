@@ -1,0 +1,120 @@
+"""Create the tables of tasks and instances."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+
+_uuid = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+_json = sa.JSON().with_variant(sa.Text(), "sqlite")
+_time = sa.DateTime(timezone=True)
+
+_NOW = {
+    "postgresql": "clock_timestamp()",
+    "sqlite": "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))",
+}
+_MILLISECONDS = {
+    "postgresql": "int8send((extract(epoch from clock_timestamp()) * 1000)::bigint)",
+    "sqlite": "printf('%012x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))",
+}
+_UUID_7 = {
+    "postgresql": (
+        "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing "
+        f"substring({_MILLISECONDS['postgresql']} from 3) from 1 for 6), 52, 1), 53, 1), "
+        "'hex')::uuid"
+    ),
+    "sqlite": (
+        f"(lower(substr({_MILLISECONDS['sqlite']}, 1, 8) || '-' || "
+        f"substr({_MILLISECONDS['sqlite']}, 9, 4) || '-7' || "
+        "substr(hex(randomblob(2)), 2) || '-' || substr('89AB', 1 + (random() & 3), 1) || "
+        "substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
+    ),
+}
+_DUE = sa.text("status = 'scheduled' AND missed_at IS NULL")
+_RUNNING = sa.text("status = 'running'")
+_STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
+    " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
+)
+
+
+def upgrade() -> None:
+    """Create both tables, their indexes and, on SQLite, the triggers for hand-written times."""
+    dialect = op.get_bind().dialect.name
+    now = sa.text(_NOW[dialect])
+    op.create_table(
+        "scheduled_tasks",
+        sa.Column("task_id", _uuid, nullable=False, server_default=sa.text(_UUID_7[dialect])),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("run_at", _time, nullable=False),
+        sa.Column("status", sa.Text, nullable=False, server_default="scheduled"),
+        sa.Column("result", _json),
+        sa.Column("payload", _json),
+        sa.Column("created_at", _time, nullable=False, server_default=now),
+        sa.Column("updated_at", _time, nullable=False, server_default=now),
+        sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("retry_at", _time),
+        sa.Column("claim_token", _uuid),
+        sa.Column("instance_id", _uuid),
+        sa.Column("started_at", _time),
+        sa.Column("finished_at", _time),
+        sa.Column("missed_at", _time),
+        sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
+        sa.CheckConstraint(
+            "status IN ('scheduled', 'running', 'done', 'failed')",
+            name="ck_scheduled_tasks_status",
+        ),
+        sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name="ck_scheduled_tasks_name"),
+        sa.CheckConstraint(
+            "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'",
+            name="ck_scheduled_tasks_run_at",
+        ),
+    )
+    op.create_index(
+        "ix_scheduled_tasks_due",
+        "scheduled_tasks",
+        [sa.text("coalesce(retry_at, run_at)")],
+        postgresql_where=_DUE,
+        sqlite_where=_DUE,
+    )
+    op.create_index(
+        "ix_scheduled_tasks_running",
+        "scheduled_tasks",
+        ["instance_id"],
+        postgresql_where=_RUNNING,
+        sqlite_where=_RUNNING,
+    )
+    op.create_index("ix_scheduled_tasks_list", "scheduled_tasks", ["run_at", "task_id"])
+    op.create_table(
+        "instances",
+        sa.Column("instance_id", _uuid, nullable=False),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("pid", sa.Integer, nullable=False),
+        sa.Column("process_started", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("started_at", _time, nullable=False, server_default=now),
+        sa.Column("heartbeat_seq", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("heartbeat_at", _time, nullable=False, server_default=now),
+        sa.PrimaryKeyConstraint("instance_id", name="pk_instances"),
+        sa.CheckConstraint(
+            "state IN ('starting', 'recovering', 'alive', 'dead')", name="ck_instances_state"
+        ),
+    )
+    if dialect == "sqlite":
+        _create_sqlite_triggers()
+
+
+def _create_sqlite_triggers() -> None:
+    """Bring times written by hand (datetime('now'), ISO 8601 with T and Z) to the stored form.
+
+    SQLite compares them as text, so that they only sort right when all have one form. What is
+    no time at all becomes NULL, which the column refuses.
+    """
+    for event in ("INSERT", "UPDATE OF run_at"):
+        op.execute(
+            f"CREATE TRIGGER scheduled_tasks_{event.split()[0].lower()} AFTER {event} "
+            f"ON scheduled_tasks WHEN NEW.run_at NOT GLOB '{_STORED_FORM}' BEGIN "
+            "UPDATE scheduled_tasks SET run_at = strftime('%Y-%m-%d %H:%M:%f000', NEW.run_at) "
+            "WHERE task_id = NEW.task_id; END"
+        )

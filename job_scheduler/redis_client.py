@@ -1,0 +1,144 @@
+"""Redis: the connection, and the lock that all instances share.
+
+redis-py's own retries are off: they would block for a minute when Redis hangs, and a repeated
+``SET NX`` whose first reply was lost answers "taken" to the very owner. Here one short try is
+made, and who is told "taken" looks whether the token is its own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from job_scheduler.batching import Batcher
+from job_scheduler.clock import Clock
+from job_scheduler.exceptions import Unavailable
+
+_logger = logging.getLogger(__name__)
+
+LOCK_MILLISECONDS = 5_000
+_TIMEOUT = 0.3
+_PAUSE_AFTER_FAILURE = 1.0
+# Compare and delete in one step; the newer command for it is not in Debian's Redis.
+_RELEASE = (
+    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
+)
+
+
+def build_redis(url: str) -> Redis:
+    """Build a client whose every call ends within a short time; nothing is opened yet."""
+    return Redis.from_url(
+        url,
+        socket_timeout=_TIMEOUT,
+        socket_connect_timeout=_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    key: str
+    token: str
+    release: bool
+
+
+class RedisTaskLock:
+    """The lock for many instances: one key a task, holding its owner's token, with an expiry.
+
+    What many tasks want at one time goes to Redis in one pipeline. When Redis is away, every
+    lock is granted: the claim decides. That is logged once, and Redis is tried again after a
+    second.
+    """
+
+    backend = "redis"
+
+    def __init__(self, client: Redis, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="redis")
+        self._batcher: Batcher[_Wish, bool] = Batcher(self._flush)
+        self._away_since: datetime | None = None
+        self._retry_at = 0.0
+
+    async def acquire(self, task_id: str, token: str) -> bool:
+        """Try to take the lock of a task; False when another token holds it."""
+        try:
+            return await self._batcher.submit(_Wish(_key(task_id), token, release=False))
+        except Unavailable:
+            return True
+
+    def release(self, task_id: str, token: str) -> None:
+        """Give the lock back, soon, if `token` still holds it."""
+        # Nobody waits for it: should it be lost, the key expires.
+        self._batcher.submit(_Wish(_key(task_id), token, release=True))
+
+    async def away_since(self) -> datetime | None:
+        """Ask Redis whether it is there: None when it is."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._client.ping)
+        except RedisError as error:
+            self._note_failure(error)
+        else:
+            self._note_success()
+        return self._away_since
+
+    async def close(self) -> None:
+        """Send what is still to be released, and disconnect."""
+        await self._batcher.drain()
+        self._thread.shutdown()
+        self._client.close()
+
+    async def _flush(self, wishes: Sequence[_Wish]) -> list[bool]:
+        loop = asyncio.get_running_loop()
+        if self._away_since is not None and loop.time() < self._retry_at:
+            return [True] * len(wishes)
+        try:
+            granted = await loop.run_in_executor(self._thread, self._send, wishes)
+        except RedisError as error:
+            self._note_failure(error)
+            return [True] * len(wishes)
+        self._note_success()
+        return granted
+
+    def _send(self, wishes: Sequence[_Wish]) -> list[bool]:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for wish in wishes:
+                if wish.release:
+                    pipeline.eval(_RELEASE, 1, wish.key, wish.token)
+                else:
+                    pipeline.set(wish.key, wish.token, nx=True, px=LOCK_MILLISECONDS)
+            granted = [bool(reply) for reply in pipeline.execute()]
+        refused = [
+            place for place, wish in enumerate(wishes) if not wish.release and not granted[place]
+        ]
+        if refused:
+            holders = self._client.mget([wishes[place].key for place in refused])
+            for place, holder in zip(refused, holders, strict=True):
+                granted[place] = holder == wishes[place].token
+        return granted
+
+    def _note_failure(self, error: RedisError) -> None:
+        self._retry_at = asyncio.get_running_loop().time() + _PAUSE_AFTER_FAILURE
+        if self._away_since is None:
+            self._away_since = self._clock.now()
+            _logger.warning(
+                "Redis cannot be used (%s): tasks run on under the database's claim alone", error
+            )
+
+    def _note_success(self) -> None:
+        if self._away_since is not None:
+            _logger.warning("Redis is back: it was away since %s", self._away_since.isoformat())
+            self._away_since = None
+
+
+def _key(task_id: str) -> str:
+    return f"lock:task:{task_id}"

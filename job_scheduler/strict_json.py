@@ -1,0 +1,173 @@
+"""JSON as the service takes and keeps it: what any other program can read back unchanged.
+
+Refused, following I-JSON (RFC 7493): duplicate keys, numbers that a reader would alter
+(beyond 64 bits, beyond a double's range, NaN, Infinity), lone surrogates and NUL in strings
+and keys, encodings other than UTF-8, and documents nested deeper than ``JSON_MAX_DEPTH``.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Never
+
+from pydantic_core import to_jsonable_python
+
+from job_scheduler.constants import JSON_MAX_DEPTH, RESULT_MAX_BYTES
+from job_scheduler.exceptions import InvalidBody
+
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
+
+# A string can only hold a NUL or half a surrogate pair when one of these escapes stands in the
+# text; most documents have none and are spared the walk.
+_SUSPICIOUS_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_FORBIDDEN_CHARACTER = re.compile("[\x00\ud800-\udfff]")
+_RESULT_HEAD = 1_000
+
+
+class UnusableJson(InvalidBody):
+    """Well-formed JSON that some reader would alter, so that it cannot be kept as it is."""
+
+    error_code = "BODY_422"
+
+
+def parse(raw: bytes) -> Any:
+    """Parse a JSON document.
+
+    Raises:
+        InvalidBody: it is not JSON in UTF-8.
+        UnusableJson: it is, but breaks one of this module's rules; ``field`` says where.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidBody("The body is not UTF-8. Send JSON encoded in UTF-8.") from None
+    try:
+        document = json.loads(
+            text,
+            object_pairs_hook=_object_of_unique_keys,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_refuse_constant,
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidBody(
+            f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if text.count("[") + text.count("{") > JSON_MAX_DEPTH and _depth(document) > JSON_MAX_DEPTH:
+        raise _too_deep()
+    if _SUSPICIOUS_ESCAPE.search(text):
+        _refuse_forbidden_characters(document)
+    return document
+
+
+def dumps(value: Any) -> str:
+    """Return `value`, made of JSON's own types, as compact ASCII text."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def as_result(value: Any) -> Any:
+    """Return what a handler returned as a JSON value that can be stored and shown.
+
+    Dates, models, dataclasses, sets and the like become their usual JSON form; NaN and the
+    infinities become text; a lone surrogate becomes U+FFFD. A value that has no JSON form is
+    kept as its ``repr``, and one of more than ``RESULT_MAX_BYTES`` as its beginning, each
+    inside an object that says so: that the work was done matters more than how it was put.
+    """
+    try:
+        plain = to_jsonable_python(value, inf_nan_mode="strings")
+        text = dumps(plain)
+        if _depth(plain) > JSON_MAX_DEPTH:
+            return {"unserializable": _clean(repr(value)[:_RESULT_HEAD])}
+    except (ValueError, TypeError, RecursionError):
+        # pydantic raises its own ValueErrors for unknown types, cycles and broken strings.
+        return {"unserializable": _clean(_safe_repr(value)[:_RESULT_HEAD])}
+    if len(text) > RESULT_MAX_BYTES:
+        return {"truncated": True, "bytes": len(text), "head": text[:_RESULT_HEAD]}
+    return plain
+
+
+def clean_text(text: str) -> str:
+    """Return `text` fit to be stored and sent: a lone surrogate becomes U+FFFD."""
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except RecursionError:
+        return f"<{type(value).__name__} nested too deeply to be shown>"
+
+
+def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise UnusableJson("The same key stands here twice. Keep one of them.", _clean(twice))
+    return members
+
+
+def _integer(digits: str) -> int:
+    # 20 characters hold every 64-bit number; longer ones are not even converted.
+    if len(digits) <= 20 and INTEGER_MIN <= (number := int(digits)) <= INTEGER_MAX:
+        return number
+    raise UnusableJson(
+        f"The number {digits[:25]} needs more than 64 bits. Send it as a string instead."
+    )
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise UnusableJson(
+            f"The number {digits[:25]} is beyond what a 64-bit float can hold. "
+            "Send it as a string instead."
+        )
+    return number
+
+
+def _refuse_constant(name: str) -> Never:
+    raise InvalidBody(f"{name} is not JSON (RFC 8259). Send null or a string instead.")
+
+
+def _too_deep() -> UnusableJson:
+    return UnusableJson(f"The body is nested more than {JSON_MAX_DEPTH} levels deep. Flatten it.")
+
+
+def _depth(document: Any) -> int:
+    """Return how many containers stand inside one another at most."""
+    depth, level = 0, [document]
+    while level := [child for node in level for child in _children(node)]:
+        depth += 1
+    return depth
+
+
+def _children(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield from node.values()
+    elif isinstance(node, list):
+        yield from node
+
+
+def _refuse_forbidden_characters(document: Any) -> None:
+    waiting: list[tuple[str, Any]] = [("", document)]
+    while waiting:
+        path, node = waiting.pop()
+        if isinstance(node, str) and _FORBIDDEN_CHARACTER.search(node):
+            raise UnusableJson(
+                "Text may not contain NUL (\\u0000) or half a surrogate pair "
+                "(\\ud800 to \\udfff). Remove it.",
+                _clean(path) or None,
+            )
+        if isinstance(node, dict):
+            # A key is examined as a text of its own, at the place where it stands.
+            waiting += [(path, key) for key in node]
+            waiting += [(f"{path}.{key}" if path else key, value) for key, value in node.items()]
+        elif isinstance(node, list):
+            waiting += [(f"{path}.{index}", value) for index, value in enumerate(node)]
