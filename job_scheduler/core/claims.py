@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, select, text
-from sqlalchemy.sql.elements import TextClause
 
 from job_scheduler import strict_json
 from job_scheduler.constants import TaskStatus
@@ -133,7 +132,7 @@ def record(connection: Connection, records: Sequence[Record]) -> list[bool]:
 _GIVEN = {
     "postgresql": (
         "json_to_recordset(CAST(:given AS json)) "
-        "AS given(task_id uuid, token uuid, status text, result json)"
+        "AS given(task_id uuid, token uuid, status text, result text)"
     ),
     "sqlite": (
         "(SELECT json_extract(value, '$.task_id') AS task_id, "
@@ -176,13 +175,21 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
         RETURNING task_id, claim_token, name, payload, coalesce(retry_at, run_at) AS due,
             started_at, attempt
         """  # noqa: S608 (made of constants)
-    ).columns(payload=tasks.c.payload.type, due=UtcDateTime, started_at=UtcDateTime)
+    ).columns(
+        task_id=tasks.c.task_id.type,
+        claim_token=tasks.c.claim_token.type,
+        payload=tasks.c.payload.type,
+        due=UtcDateTime,
+        started_at=UtcDateTime,
+    )
 
 
-def _record_statement(dialect: str) -> TextClause:
+def _record_statement(dialect: str) -> Any:
     now = NOW_SQL[dialect]
     # Rows are locked in the order of their ids, so that two batches cannot deadlock.
-    row_lock = "FOR NO KEY UPDATE OF task" if dialect == "postgresql" else ""
+    row_lock, result = "", "ended.result"
+    if dialect == "postgresql":
+        row_lock, result = "FOR NO KEY UPDATE OF task", "CAST(ended.result AS json)"
     return text(
         f"""
         WITH ended AS MATERIALIZED (
@@ -193,12 +200,12 @@ def _record_statement(dialect: str) -> TextClause:
             ORDER BY task.task_id {row_lock}
         )
         UPDATE scheduled_tasks SET
-            status = ended.status, result = ended.result, finished_at = {now}, updated_at = {now}
+            status = ended.status, result = {result}, finished_at = {now}, updated_at = {now}
         FROM ended
         WHERE scheduled_tasks.task_id = ended.id
         RETURNING task_id
         """  # noqa: S608 (made of constants)
-    )
+    ).columns(task_id=tasks.c.task_id.type)
 
 
 _CLAIM = {dialect: _claim_statement(dialect, repeated=False) for dialect in NOW_SQL}

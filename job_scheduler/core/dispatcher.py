@@ -10,6 +10,8 @@ from job_scheduler.core.store import DueTask
 
 _logger = logging.getLogger(__name__)
 
+_BROKEN_PAUSE = 1.0
+
 
 @dataclass(slots=True, eq=False)
 class Lane:
@@ -51,7 +53,7 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """How many due tasks wait for capacity."""
-        return len(self._known) - len(self._runs)
+        return sum(len(lane.queue) for lane in self._lanes)
 
     def __contains__(self, task_id: str) -> bool:
         """Tell whether a task waits or runs here."""
@@ -91,10 +93,15 @@ class Dispatcher:
 
     def _finish(self, run: asyncio.Future[None], task: DueTask, lane: Lane) -> None:
         self._runs.discard(run)
-        self._known.discard(task.task_id)
         lane.running -= 1
         if not run.cancelled() and (error := run.exception()) is not None:
             _logger.error("the run of task %s broke off", task.task_id, exc_info=error)
+            # Not at once again: what broke may well break again.
+            asyncio.get_running_loop().call_later(
+                _BROKEN_PAUSE, self._known.discard, task.task_id
+            )
+        else:
+            self._known.discard(task.task_id)
         self._start_runs()
         if self.queued < self._max_running:
             self._on_room()

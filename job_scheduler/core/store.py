@@ -149,7 +149,7 @@ def _due_statement(dialect: str) -> Any:
         ORDER BY coalesce(retry_at, run_at)
         LIMIT :limit
         """  # noqa: S608 (made of constants)
-    ).columns(due=UtcDateTime)
+    ).columns(task_id=tasks.c.task_id.type, due=UtcDateTime)
 
 
 _DUE = {dialect: _due_statement(dialect) for dialect in NOW_SQL}

@@ -1,0 +1,116 @@
+"""Fixtures: each test runs on SQLite and PostgreSQL, with the in-process lock and with Redis."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.database import Database, build_engine
+from job_scheduler.migrations.upgrade import upgrade
+from tests.support.app import Backend
+from tests.support.services import (
+    Service,
+    postgresql_server,
+    redis_server,
+    skip_or_fail,
+    temporary_database,
+)
+
+# Each request that a test makes is no news; what the service logs about it is.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+SQLITE = pytest.param("sqlite")
+POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.postgresql)
+IN_PROCESS = pytest.param("in-process")
+REDIS = pytest.param("redis", marks=pytest.mark.redis)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The PostgreSQL server of this run, if there is one."""
+    with postgresql_server(tmp_path_factory.mktemp("postgresql")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def redis_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The Redis server of this run, if there is one."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def postgresql_database(postgresql: Service) -> Iterator[str]:
+    """A migrated database of this run's own (of this worker's, when there are several)."""
+    if postgresql.url is None:
+        skip_or_fail(f"no PostgreSQL: {postgresql.reason}")
+    with temporary_database(postgresql.url) as url:
+        _migrate(url)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file, to be copied."""
+    file = tmp_path_factory.mktemp("sqlite") / "template.db"
+    _migrate(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(params=[SQLITE, POSTGRESQL])
+def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty migrated database of each kind."""
+    if request.param == "sqlite":
+        file = tmp_path / "tasks.db"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
+        return f"sqlite:///{file}"
+    url: str = request.getfixturevalue("postgresql_database")
+    Backend(url).sql("TRUNCATE scheduled_tasks, instances")
+    return url
+
+
+@pytest.fixture(params=[IN_PROCESS, REDIS])
+def redis_url(request: pytest.FixtureRequest) -> str | None:
+    """Each kind of lock: None for the one in the process."""
+    if request.param == "in-process":
+        return None
+    service: Service = request.getfixturevalue("redis_service")
+    if service.url is None:
+        skip_or_fail(f"no Redis: {service.reason}")
+    return service.url
+
+
+@pytest.fixture
+def backend(db_url: str, redis_url: str | None) -> Backend:
+    """Each database with each lock."""
+    return Backend(db_url, redis_url)
+
+
+@pytest.fixture
+def store(db_url: str) -> Backend:
+    """Each database with the in-process lock, for what no lock has to do with."""
+    return Backend(db_url)
+
+
+@pytest.fixture
+def registry() -> HandlerRegistry:
+    """An empty registry of task handlers."""
+    return HandlerRegistry()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let no line be covered by a browser alone: Chromium may be missing."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.no_cover)
+
+
+def _migrate(url: str) -> None:
+    database = Database(build_engine(make_url(url)))
+    upgrade(database)
+    database.close()

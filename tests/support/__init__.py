@@ -1,0 +1,1 @@
+"""What tests build on: real servers, outages on demand, waiting."""

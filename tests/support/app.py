@@ -1,0 +1,203 @@
+"""The service under test: in this process behind a client, or as a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from job_scheduler.config import Settings, load_settings
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.database import Database, build_engine
+from job_scheduler.main import create_app
+from tests.support.services import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+FINAL = ("done", "failed")
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the service under test keeps its tasks and its locks."""
+
+    db_url: str
+    redis_url: str | None = None
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.db_url.partition("+")[0].partition(":")[0]
+
+    def settings(self, **overrides: Any) -> Settings:
+        """Settings for this backend; nothing comes from a `.env` file."""
+        given = {"db_url": self.db_url, "redis_url": self.redis_url, "lease_seconds": 2}
+        return load_settings(_env_file=None, **(given | overrides))
+
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """A connection of the test's own, beside the service."""
+        database = Database(build_engine(self.settings().database, pool_size=2))
+        try:
+            yield database
+        finally:
+            database.close()
+
+    def sql(self, statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run a statement of the test's own and return its rows, if it has any."""
+        with self.database() as database, database.writing() as connection:
+            result = connection.execute(text(statement), parameters)
+            return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+    def insert_task(self, name: str = "probe", **columns: Any) -> str:
+        """Insert a task by plain SQL, as any program may; return its id."""
+        columns = {"run_at": later(3600)} | columns | {"name": name}
+        rows = self.sql(
+            f"INSERT INTO scheduled_tasks ({', '.join(columns)}) "  # noqa: S608 (the test's own)
+            f"VALUES ({', '.join(f':{column}' for column in columns)}) "
+            "RETURNING CAST(task_id AS text) AS task_id",
+            **columns,
+        )
+        return str(rows[0]["task_id"])
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a service process on this backend."""
+        return {"DB_URL": self.db_url, "REDIS_URL": self.redis_url or "", "LEASE_SECONDS": "2"}
+
+
+def later(seconds: float) -> str:
+    """The time in `seconds` (negative: ago), as the API and both databases take it."""
+    moment = datetime.now(UTC) + timedelta(seconds=seconds)  # noqa: TID251 (tests have a clock too)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f") + "+00:00"
+
+
+def task_body(**members: Any) -> dict[str, Any]:
+    """The body of a POST /tasks, for in an hour unless said otherwise."""
+    return {"name": "probe", "run_at": later(3600)} | members
+
+
+@contextmanager
+def running(
+    backend: Backend, registry: HandlerRegistry | None = None, **options: Any
+) -> Iterator[TestClient]:
+    """Run the service in this process; `options` are settings, or arguments of `create_app`."""
+    arguments = {
+        name: options.pop(name) for name in ("scheduler", "clock", "lock") if name in options
+    }
+    app = create_app(
+        backend.settings(**options), registry=registry or HandlerRegistry(), **arguments
+    )
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def post(client: TestClient | httpx.Client, **members: Any) -> dict[str, Any]:
+    """Create a task and return it."""
+    response = client.post("/tasks", json=task_body(**members))
+    assert response.status_code == 201, response.text
+    return dict(response.json())
+
+
+def finished(
+    client: TestClient | httpx.Client, task_id: str, timeout: float = 15.0
+) -> dict[str, Any]:
+    """Wait until the task has ended, and return it."""
+
+    def look() -> dict[str, Any] | None:
+        task = client.get(f"/tasks/{task_id}").json()
+        return task if task["status"] in FINAL else None
+
+    task = wait_until(look, timeout, f"the end of task {task_id}")
+    assert task is not None
+    return task
+
+
+@dataclass
+class ServiceProcess:
+    """The service as a process of its own, which a test may kill."""
+
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ("-m", "job_scheduler", "serve", "--port", "0")
+
+    def __post_init__(self) -> None:
+        """Prepare; nothing is started yet."""
+        self.log = self.directory / "service.log"
+        self.url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        """The process that was started last."""
+        assert self._process is not None, "not started"
+        return self._process
+
+    def launch(self) -> None:
+        """Start it, without waiting for anything."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name in ("PATH", "HOME", "TMPDIR", "LANG") or name.startswith("COV")
+        }
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *self.arguments],
+                cwd=self.directory,
+                env=inherited | {"PYTHONPATH": str(ROOT)} | dict(self.environment),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def start(self) -> httpx.Client:
+        """Start it and wait until it answers; return a client for it."""
+        self.launch()
+        announced = wait_until(self._address, START_SECONDS, "the start of the service")
+        assert announced is not None
+        self.url = announced
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=30)
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """End it in order (SIGTERM) and return its exit status."""
+        self.process.terminate()
+        return self.process.wait(timeout=30)
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text()
+
+    def _address(self) -> str | None:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the service has ended:\n{self.output()}")
+        found = re.search(r"is ready: (\S+)", self.output())
+        return found.group(1) if found else None
+
+
+@contextmanager
+def service_process(
+    directory: Path, environment: Mapping[str, str], *arguments: str
+) -> Iterator[ServiceProcess]:
+    """A service process that is surely gone at the end."""
+    service = ServiceProcess(directory, environment)
+    if arguments:
+        service.arguments = arguments
+    try:
+        yield service
+    finally:
+        if service._process is not None:
+            service.kill()
+
+
