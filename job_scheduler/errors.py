@@ -92,16 +92,15 @@ def problem(
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every exception with a problem document."""
-    app.add_exception_handler(domain.JobSchedulerError, _domain_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _disconnect)
-    app.add_exception_handler(Exception, _unexpected_error)
+    app.exception_handler(domain.JobSchedulerError)(_domain_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(ClientDisconnect)(_disconnect)
+    app.exception_handler(Exception)(_unexpected_error)
     app.add_middleware(ReadableStartFailure, app=app)
 
 
-async def _domain_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, domain.JobSchedulerError)
+async def _domain_error(_: Request, error: domain.JobSchedulerError) -> Response:
     status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
     errors = []
     if isinstance(error, domain.InvalidRequest) and error.field is not None:
@@ -113,8 +112,7 @@ async def _domain_error(_: Request, error: Exception) -> Response:
     return problem(status, error.error_code, str(error), errors, headers)
 
 
-async def _validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _validation_error(_: Request, error: RequestValidationError) -> Response:
     errors = [
         {
             "location": str(details["loc"][0]),
@@ -132,8 +130,7 @@ async def _validation_error(_: Request, error: Exception) -> Response:
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_422", detail, errors)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _http_error(_: Request, error: HTTPException) -> Response:
     status = error.status_code
     return problem(
         status,

@@ -10,7 +10,7 @@ _FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 class UtcFormatter(logging.Formatter):
     """Writes every time in UTC, as the API does."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
 
 def configure_logging(level: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
 from job_scheduler.errors import add_error_handlers, add_problem_schema
-from job_scheduler.exceptions import ConfigurationError, StartError
+from job_scheduler.exceptions import ConfigurationError, StartError, TaskConflict
 from job_scheduler.identifiers import new_task_id
 from job_scheduler.logger import configure_logging
 from job_scheduler.migrations.upgrade import prepare
@@ -150,7 +150,9 @@ async def _start(
         lock = _lock(settings, clock)
     stack.push_async_callback(lock.close)
 
-    async def create(new: list[store.NewTask]) -> Any:
+    async def create(
+        new: Sequence[store.NewTask],
+    ) -> list[store.TaskRow | TaskConflict]:
         return await database.write(store.create_tasks, new)
 
     timer = Timer(scheduler, clock, fire=lambda due: dispatcher.offer(due))

@@ -7,6 +7,7 @@ process is known by its host, its id and the moment it started.
 import os
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +68,8 @@ def process_started(pid: int, proc: Path = _PROC) -> str | None:
 def _host(proc: Path) -> str:
     """Name the space in which a process id has a meaning: machine, boot and pid namespace."""
     parts = [socket.gethostname()]
-    for read in (
-        lambda: (proc / "sys/kernel/random/boot_id").read_text().strip(),
-        lambda: os.readlink(proc / "self/ns/pid"),
-    ):
-        try:
-            parts.append(read())
-        except OSError:
-            continue
+    # Outside Linux the name has to do.
+    with suppress(OSError):
+        parts.append((proc / "sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str((proc / "self/ns/pid").readlink()))
     return "/".join(parts)

@@ -7,6 +7,7 @@ and keys, encodings other than UTF-8, and documents nested deeper than ``JSON_MA
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Never
 
@@ -107,8 +108,7 @@ def _safe_repr(value: Any) -> str:
 def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise UnusableJson("The same key stands here twice. Keep one of them.", _clean(twice))
     return members
 

@@ -5,6 +5,7 @@ import heapq
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from job_scheduler.core.store import DueTask
 
@@ -89,17 +90,15 @@ class Dispatcher:
             lane.running += 1
             run = asyncio.ensure_future(self._run_task(task.task_id))
             self._runs.add(run)
-            run.add_done_callback(lambda run, task=task, lane=lane: self._finish(run, task, lane))
+            run.add_done_callback(partial(self._finish, task, lane))
 
-    def _finish(self, run: asyncio.Future[None], task: DueTask, lane: Lane) -> None:
+    def _finish(self, task: DueTask, lane: Lane, run: asyncio.Future[None]) -> None:
         self._runs.discard(run)
         lane.running -= 1
         if not run.cancelled() and (error := run.exception()) is not None:
             _logger.error("the run of task %s broke off", task.task_id, exc_info=error)
             # Not at once again: what broke may well break again.
-            asyncio.get_running_loop().call_later(
-                _BROKEN_PAUSE, self._known.discard, task.task_id
-            )
+            asyncio.get_running_loop().call_later(_BROKEN_PAUSE, self._known.discard, task.task_id)
         else:
             self._known.discard(task.task_id)
         self._start_runs()

@@ -135,9 +135,10 @@ def last_heartbeat(connection: Connection, instance_id: str) -> datetime | None:
 
 def started_at(connection: Connection, instance_id: str) -> datetime:
     """Return when an instance registered, by the database's clock."""
-    return connection.execute(
+    started: datetime = connection.execute(
         select(instances.c.started_at).where(instances.c.instance_id == instance_id)
     ).scalar_one()
+    return started
 
 
 def forget_long_dead(connection: Connection, age: timedelta) -> None:

@@ -59,11 +59,11 @@ class JsonText(TypeDecorator[Any]):
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: Any, _dialect: Dialect) -> str | None:
         """Hand the driver what the column stores."""
         return None if value is None else strict_json.dumps(value)
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+    def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:
         """Return the parsed document."""
         return None if value is None else json.loads(value)
 
@@ -90,13 +90,13 @@ NOW_SQL = {
 
 
 @compiles(database_now)
-def _compile_now(element: object, compiler: SQLCompiler, **_: Any) -> str:
+def _compile_now(_element: object, compiler: SQLCompiler, **_: Any) -> str:
     # Parentheses: SQLite wants them around a default that is an expression.
     return f"({NOW_SQL[compiler.dialect.name]})"
 
 
 @compiles(new_uuid, "postgresql")
-def _compile_uuid_postgresql(element: object, compiler: SQLCompiler, **_: Any) -> str:
+def _compile_uuid_postgresql(_element: object, _compiler: SQLCompiler, **_: Any) -> str:
     # A random UUID whose first 48 bits are replaced by Unix milliseconds, version bits by 0111.
     milliseconds = "int8send((extract(epoch from clock_timestamp()) * 1000)::bigint)"
     return (
@@ -106,7 +106,7 @@ def _compile_uuid_postgresql(element: object, compiler: SQLCompiler, **_: Any) -
 
 
 @compiles(new_uuid, "sqlite")
-def _compile_uuid_sqlite(element: object, compiler: SQLCompiler, **_: Any) -> str:
+def _compile_uuid_sqlite(_element: object, _compiler: SQLCompiler, **_: Any) -> str:
     milliseconds = "printf('%012x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
     return (
         f"(lower(substr({milliseconds}, 1, 8) || '-' || substr({milliseconds}, 9, 4) || '-7' || "

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic.config import JsonDict
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -17,7 +18,7 @@ from job_scheduler.constants import (
 from job_scheduler.identifiers import parse_uuid
 
 _EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
-_EXAMPLE_TASK = {
+_EXAMPLE_TASK: JsonDict = {
     "task_id": _EXAMPLE_ID,
     "name": "send_report",
     "run_at": "2027-07-01T10:00:00Z",

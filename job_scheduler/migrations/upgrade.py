@@ -9,12 +9,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from job_scheduler.config import Settings
-from job_scheduler.database import Database
+from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import DatabaseUnavailable, SchemaError, StartError
 
 _logger = logging.getLogger(__name__)
@@ -22,33 +22,31 @@ _logger = logging.getLogger(__name__)
 _LOCK_KEY = 5_214_786_390_118  # any number that no other program is likely to choose
 _POLL_SECONDS = 1.0
 _MIGRATE = "Run: python migrate.py (or set AUTO_MIGRATE=true)."
-_DUPLICATE_DATABASE = "42P04"
 
 
 def create_database(url: URL) -> bool:
     """Create the PostgreSQL database of `url` if it is missing and may be; tell whether it was.
 
-    Several callers at once are safe: the losers find that it exists.
+    Several callers at once are safe: one creates it, the others find that it exists.
     """
-    engine = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    engine = build_engine(url.set(database="postgres"), pool_size=1)
     try:
-        with engine.connect() as connection:
-            if connection.scalar(
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+            there = connection.scalar(
                 text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": url.database}
-            ):
-                return False
-            quoted = engine.dialect.identifier_preparer.quote(str(url.database))
-            connection.execute(text(f"CREATE DATABASE {quoted}"))
-            return True
-    except OperationalError:
-        # No right to look into "postgres", say: then the wanted database must exist already,
-        # and connecting to it says in its own words when it does not.
+            )
+            if not there:
+                quoted = engine.dialect.identifier_preparer.quote(str(url.database))
+                connection.execute(text(f"CREATE DATABASE {quoted}"))
+    except (OperationalError, ProgrammingError) as error:
+        # We may not look, or may not create: connecting to it will say what is the matter.
+        _logger.info("the database %s was not created: %s", url.database, error.orig)
         return False
-    except ProgrammingError as error:
-        if getattr(error.orig, "pgcode", None) == _DUPLICATE_DATABASE:
-            return False
-        raise
+    else:
+        return not there
     finally:
+        # The lock ends with the session.
         engine.dispose()
 
 

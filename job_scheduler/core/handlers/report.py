@@ -58,7 +58,7 @@ def _report(connection: Connection, start: datetime, end: datetime) -> Report:
     return {
         "from": _z(start),
         "until": _z(end),
-        "tasks_by_status": {status: count for status, count in counts},
+        "tasks_by_status": dict(counts.tuples().all()),
         "lateness_seconds": {
             "tasks": number,
             "median": None if median is None else round(float(median), 6),
