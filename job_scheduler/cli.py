@@ -48,7 +48,7 @@ def serve(
     server = _AnnouncingServer(config)
     with listener:
         server.run(sockets=[listener])
-    if hasattr(app.state, "start_failure"):
+    if not server.started:
         raise SystemExit(EXIT_CANNOT_START)
 
 

@@ -52,7 +52,7 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run `work(connection, …)` in a thread, on one consistent view of the database.
+        """Run `work(connection, …)`, which only SELECTs, in a thread.
 
         Raises:
             DatabaseUnavailable: it cannot be reached.

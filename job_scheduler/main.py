@@ -35,7 +35,12 @@ from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
 from job_scheduler.errors import add_error_handlers, add_problem_schema
-from job_scheduler.exceptions import ConfigurationError, StartError, TaskConflict
+from job_scheduler.exceptions import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    StartError,
+    TaskConflict,
+)
 from job_scheduler.identifiers import new_task_id
 from job_scheduler.logger import configure_logging
 from job_scheduler.migrations.upgrade import prepare
@@ -87,7 +92,7 @@ def create_app(
                 services = await _start(
                     stack, chosen, registry, scheduler(), clock or SystemClock(), lock
                 )
-            except StartError as error:
+            except (StartError, DatabaseUnavailable) as error:
                 app.state.start_failure = str(error)
                 raise
             yield {"services": services}

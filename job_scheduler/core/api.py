@@ -76,11 +76,11 @@ async def create_task(
     try:
         with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
             stored = await services.creates.submit(new)
+            if isinstance(stored, TaskConflict):
+                raise stored
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
-    if isinstance(stored, TaskConflict):
-        raise stored
     response.headers["Location"] = f"{request.url.path}/{task_id}"
     return stored
 

@@ -27,7 +27,7 @@ class Dispatcher:
     """Starts `run_task` for due tasks, at most `max_running` at a time, most urgent first.
 
     `lane_of` tells the lane of a task by its name; a lane that is full holds nobody else up.
-    `on_room` is called when the queue has run low. Belongs to the event loop's thread.
+    `on_room` is called when a run has ended. Belongs to the event loop's thread.
     """
 
     def __init__(
@@ -102,5 +102,4 @@ class Dispatcher:
         else:
             self._known.discard(task.task_id)
         self._start_runs()
-        if self.queued < self._max_running:
-            self._on_room()
+        self._on_room()

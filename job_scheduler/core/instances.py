@@ -93,7 +93,13 @@ def move(
 
 
 def bury(connection: Connection, dead: Sequence[str]) -> None:
-    """Mark instances dead; their last heartbeat stays, it tells until when they lived."""
+    """Mark instances dead; their last heartbeat stays, it tells until when they lived.
+
+    Their rows are locked FOR UPDATE first: that collides with the FOR KEY SHARE of a claim, so
+    that one which is under way ends before, and none begins after.
+    """
+    condemned = select(instances.c.instance_id).where(instances.c.instance_id.in_(dead))
+    connection.execute(condemned.order_by(instances.c.instance_id).with_for_update())
     connection.execute(
         update(instances)
         .where(instances.c.instance_id.in_(dead))

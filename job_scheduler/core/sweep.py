@@ -58,8 +58,8 @@ class Sweep:
                 continue
 
     def note_room(self) -> None:
-        """Sweep at once if the last sweep left something behind for lack of room."""
-        if self._more:
+        """Sweep at once if the last sweep left something behind, and the queue has run low."""
+        if self._more and self._dispatcher.queued < _PAGE:
             self._room.set()
 
     async def sweep(self) -> int:

@@ -114,14 +114,17 @@ class Timer:
             self._fire([task])
 
     def register(self, task: DueTask) -> None:
-        """Hold a committed task until it is due; one that is held already is left alone.
+        """Hold a committed task until it is due; one that is due now is fired at once.
+
+        One that is held already is left alone, one beyond the lookahead is left to the sweep.
 
         Raises:
             SchedulerUnavailable: APScheduler refuses.
         """
-        if task.task_id in self._held:
+        now = self._clock.now()
+        if task.task_id in self._held or task.due > now + LOOKAHEAD:
             return
-        if task.due <= self._clock.now():
+        if task.due <= now:
             self._fire([task])
             return
         self._add(task)

@@ -60,33 +60,34 @@ async def prepare(database: Database, settings: Settings) -> None:
     """
     deadline = time.monotonic() + settings.database_wait
     migrate = settings.embedded or settings.auto_migrate
-    while True:
-        try:
-            await asyncio.to_thread(_prepare_once, database, settings.database, migrate=migrate)
-            return
-        except DatabaseUnavailable as error:
-            reason = _reason(error)
-            if "does not exist" in reason:
-                raise SchemaError(f"The database is missing ({reason}). {_MIGRATE}") from error
-            if time.monotonic() >= deadline:
-                raise StartError(
-                    f"The database cannot be reached ({reason}). Check DB_URL, and that it runs."
-                ) from error
-            _logger.warning("waiting for the database: %s", reason)
-            await asyncio.sleep(_POLL_SECONDS)
-
-
-def _prepare_once(database: Database, url: URL, *, migrate: bool) -> None:
-    if migrate:
-        if database.dialect == "postgresql":
-            create_database(url)
-        upgrade(database)
-        return
-    with database.reading() as connection:
-        if missing := missing_revisions(connection):
-            raise SchemaError(
-                f"The database's schema lacks revision {', '.join(missing)}. {_MIGRATE}"
+    while reason := await asyncio.to_thread(
+        _prepare_once, database, settings.database, migrate=migrate
+    ):
+        if "does not exist" in reason:
+            raise SchemaError(f"The database is missing ({reason}). {_MIGRATE}")
+        if time.monotonic() >= deadline:
+            raise StartError(
+                f"The database cannot be reached ({reason}). Check DB_URL, and that it runs."
             )
+        _logger.warning("waiting for the database: %s", reason)
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _prepare_once(database: Database, url: URL, *, migrate: bool) -> str | None:
+    """Return None when all is as it should be, or why the database cannot be reached."""
+    try:
+        if migrate:
+            if database.dialect == "postgresql":
+                create_database(url)
+            upgrade(database)
+            return None
+        with database.reading() as connection:
+            missing = missing_revisions(connection)
+    except DatabaseUnavailable as error:
+        return _reason(error)
+    if missing:
+        raise SchemaError(f"The database's schema lacks revision {', '.join(missing)}. {_MIGRATE}")
+    return None
 
 
 def _reason(error: DatabaseUnavailable) -> str:
