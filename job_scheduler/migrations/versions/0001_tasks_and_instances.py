@@ -113,9 +113,9 @@ def _create_sqlite_triggers() -> None:
     """
     for event in ("INSERT", "UPDATE OF run_at"):
         op.execute(
-            f"CREATE TRIGGER scheduled_tasks_{event.split()[0].lower()} AFTER {event} "
+            f"CREATE TRIGGER scheduled_tasks_{event.split()[0].lower()} AFTER {event} "  # noqa: S608 (constants)
             f"ON scheduled_tasks WHEN NEW.run_at NOT GLOB '{_STORED_FORM}' BEGIN "
-            "UPDATE scheduled_tasks "  # noqa: S608 (made of constants)
+            "UPDATE scheduled_tasks "
             "SET run_at = strftime('%Y-%m-%d %H:%M:%f000', NEW.run_at) "
             "WHERE task_id = NEW.task_id; END"
         )

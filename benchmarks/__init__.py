@@ -1,0 +1,1 @@
+"""Measurements of the service from outside: real processes, real databases, whole figures."""
