@@ -36,7 +36,8 @@ class Services:
     heartbeat: Heartbeat
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # Not a plain function: FastAPI would call that in a thread.
     return cast("Services", request.state.services)
 
 
