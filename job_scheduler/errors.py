@@ -1,7 +1,7 @@
 """Every error as a problem document (RFC 9457), and the one place of HTTP status codes."""
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -9,10 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from job_scheduler import exceptions as domain
-from job_scheduler.core.schemas import Problem
+from job_scheduler.constants import BODY_MAX_BYTES
+from job_scheduler.core.schemas import EXAMPLE_ID, INSTANT_REMEDY, Problem
 from job_scheduler.strict_json import UnusableJson
 
 MEDIA_TYPE = "application/problem+json"
@@ -44,6 +46,7 @@ _REMEDIES = {
     "string_type": "Must be text (a JSON string).",
     "string_unicode": "Must be text without halves of surrogate pairs.",
     "dict_type": "Must be a JSON object, or be left out.",
+    "model_attributes_type": "Must be a JSON object, with a name and a run_at at least.",
 }
 
 _DESCRIPTIONS = {
@@ -56,17 +59,42 @@ _DESCRIPTIONS = {
     "`TASK_NAME_422`).",
     500: "Something went wrong on our side, and nothing was changed (`TASK_CREATE_500`, "
     "`TASK_DELETE_500`, `INTERNAL_500`).",
-    503: "Nothing can be promised at the moment (`DATABASE_503`, `OVERLOADED_503`): repeat the "
-    "request after `Retry-After` seconds. `DATABASE_503_UNKNOWN`: it may have been done; "
-    "repeat it with the same `task_id`.",
+    503: "Nothing can be promised at the moment (`DATABASE_503`, `OVERLOADED_503`, "
+    "`UNAVAILABLE_503`): repeat the request after `Retry-After` seconds. `DATABASE_503_UNKNOWN`: "
+    "it may have been done; repeat it with the same `task_id`.",
 }
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI documentation of a route's errors, for its ``responses``."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_EXAMPLES: list[domain.JobSchedulerError] = [
+    domain.InvalidBody("The body is not valid JSON: Expecting value at line 1, column 10."),
+    domain.TaskNotFound(EXAMPLE_ID),
+    domain.BodyTooLarge(BODY_MAX_BYTES),
+    domain.UnsupportedMediaType("text/plain"),
+    domain.InvalidField("body", "run_at", f"Not an ISO 8601 date and time. {INSTANT_REMEDY}"),
+    domain.JobSchedulerError("Something went wrong on our side; the service's log says what."),
+    domain.DatabaseUnavailable(),
+]
+"""An error of each status, where a route has no better one."""
+
+
+def problems(*errors: int | domain.JobSchedulerError) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI documentation of a route's errors, for its ``responses``.
+
+    Each is given as its status, or as an example of the route's own.
+    """
+    usual = {_status(error): error for error in _EXAMPLES}
+    chosen = [usual[error] if isinstance(error, int) else error for error in errors]
     return {
-        status: {"description": _DESCRIPTIONS[status], "content": content} for status in statuses
+        (status := _status(error)): {
+            "description": _DESCRIPTIONS[status],
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "example": _document(status, error.error_code, str(error), _fields(error)),
+                }
+            },
+        }
+        for error in chosen
     }
 
 
@@ -78,6 +106,13 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return a problem document as a response."""
+    content = _document(status, error_code, detail, errors)
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
+
+
+def _document(
+    status: int, error_code: str, detail: str, errors: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
     content: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -87,7 +122,18 @@ def problem(
     }
     if errors:
         content["errors"] = list(errors)
-    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
+    return content
+
+
+def _status(error: domain.JobSchedulerError) -> int:
+    return next(int(_STATUS[kind]) for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def _fields(error: domain.JobSchedulerError) -> list[dict[str, str]]:
+    if not isinstance(error, domain.InvalidRequest) or error.field is None:
+        return []
+    location = error.location if isinstance(error, domain.InvalidField) else "body"
+    return [{"location": location, "field": error.field, "detail": str(error)}]
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -101,15 +147,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _domain_error(_: Request, error: domain.JobSchedulerError) -> Response:
-    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
-    errors = []
-    if isinstance(error, domain.InvalidRequest) and error.field is not None:
-        location = error.location if isinstance(error, domain.InvalidField) else "body"
-        errors = [{"location": location, "field": error.field, "detail": str(error)}]
     headers = {}
     if isinstance(error, domain.Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return problem(status, error.error_code, str(error), errors, headers)
+    return problem(_status(error), error.error_code, str(error), _fields(error), headers)
 
 
 async def _validation_error(_: Request, error: RequestValidationError) -> Response:
@@ -130,14 +171,29 @@ async def _validation_error(_: Request, error: RequestValidationError) -> Respon
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_422", detail, errors)
 
 
-async def _http_error(_: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     status = error.status_code
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_of(request)):
+        headers["Allow"] = ", ".join(methods)
     return problem(
         status,
         _FRAMEWORK_CODES.get(status, f"HTTP_{status}"),
         _FRAMEWORK_DETAILS.get(status, HTTPStatus(status).phrase),
-        headers=error.headers,
+        headers=headers,
     )
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return the methods that this address takes; Starlette names those of one route only."""
+    return [
+        method
+        for method in HTTPMethod
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _disconnect(_: Request, _error: Exception) -> Response:
@@ -155,12 +211,20 @@ async def _unexpected_error(_: Request, _error: Exception) -> Response:
 
 
 def add_problem_schema(openapi: dict[str, Any]) -> None:
-    """Put the schema that ``problems`` refers to into an OpenAPI document."""
+    """Put the schema that ``problems`` refers to into an OpenAPI document.
+
+    What FastAPI says by itself about a 422 is taken out: it has another form here, and a path's
+    parameter is never answered so.
+    """
+    for path in openapi["paths"].values():
+        for operation in path.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        openapi["components"]["schemas"].pop(name, None)
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs")
-    openapi.setdefault("components", {}).setdefault("schemas", {}).update(
-        definitions, Problem=schema
-    )
+    openapi["components"]["schemas"].update(definitions, Problem=schema)
 
 
 class ReadableStartFailure:

@@ -8,7 +8,7 @@ and keys, encodings other than UTF-8, and documents nested deeper than ``JSON_MA
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, Never
 
 from pydantic_core import to_jsonable_python
@@ -22,6 +22,8 @@ INTEGER_MIN, INTEGER_MAX = -(2**63), 2**63 - 1
 # text; most documents have none and are spared the walk.
 _SUSPICIOUS_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _FORBIDDEN_CHARACTER = re.compile("[\x00\ud800-\udfff]")
+# What a result may hold (perhaps only as part of its text) that JSON has no room for.
+_TO_BE_MENDED = re.compile(r"\\u[dD][89a-fA-F]|NaN|Infinity")
 _RESULT_HEAD = 1_000
 
 
@@ -68,6 +70,15 @@ def dumps(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two JSON values are equal to a reader of JSON.
+
+    For Python 1, 1.0 and True are equal, for a reader they are not; the order of an object's
+    members means nothing to either.
+    """
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
 def as_result(value: Any) -> Any:
     """Return what a handler returned as a JSON value that can be stored and shown.
 
@@ -77,10 +88,14 @@ def as_result(value: Any) -> Any:
     inside an object that says so: that the work was done matters more than how it was put.
     """
     try:
-        plain = to_jsonable_python(value, inf_nan_mode="strings")
-        text = dumps(plain)
+        plain = to_jsonable_python(value)
+        text = json.dumps(plain, separators=(",", ":"))
+        if _TO_BE_MENDED.search(text):
+            text = _clean(json.dumps(plain, ensure_ascii=False))
+            plain = json.loads(text, parse_constant=str)
+            text = dumps(plain)
         if _depth(plain) > JSON_MAX_DEPTH:
-            return {"unserializable": _clean(repr(value)[:_RESULT_HEAD])}
+            return {"unserializable": _clean(_safe_repr(value)[:_RESULT_HEAD])}
     except (ValueError, TypeError, RecursionError):
         # pydantic raises its own ValueErrors for unknown types, cycles and broken strings.
         return {"unserializable": _clean(_safe_repr(value)[:_RESULT_HEAD])}
@@ -95,14 +110,14 @@ def clean_text(text: str) -> str:
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _safe_repr(value: Any) -> str:
     try:
         return repr(value)
-    except RecursionError:
-        return f"<{type(value).__name__} nested too deeply to be shown>"
+    except Exception:  # noqa: BLE001 (it is the user's, or nested too deeply)
+        return f"<{type(value).__name__} that cannot be shown>"
 
 
 def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -143,16 +158,14 @@ def _too_deep() -> UnusableJson:
 def _depth(document: Any) -> int:
     """Return how many containers stand inside one another at most."""
     depth, level = 0, [document]
-    while level := [child for node in level for child in _children(node)]:
+    while containers := [node for node in level if isinstance(node, dict | list)]:
         depth += 1
+        level = [child for node in containers for child in _children(node)]
     return depth
 
 
-def _children(node: Any) -> Iterator[Any]:
-    if isinstance(node, dict):
-        yield from node.values()
-    elif isinstance(node, list):
-        yield from node
+def _children(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _refuse_forbidden_characters(document: Any) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+from collections import Counter
 from datetime import datetime
 from typing import Annotated
 from urllib.parse import urlencode
@@ -10,9 +11,16 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
-from job_scheduler.constants import UnknownTasks
+from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus, UnknownTasks
 from job_scheduler.core import store
-from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate, parse_instant
+from job_scheduler.core.schemas import (
+    EXAMPLE_ID,
+    ListQuery,
+    Message,
+    Task,
+    TaskCreate,
+    parse_instant,
+)
 from job_scheduler.core.store import DueTask, NewTask, TaskRow
 from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
@@ -20,6 +28,7 @@ from job_scheduler.exceptions import (
     InvalidField,
     SchedulerUnavailable,
     TaskConflict,
+    TaskNotCancellable,
     TaskNotCreated,
     TaskNotDeleted,
     TaskNotFound,
@@ -35,7 +44,7 @@ TaskId = Annotated[
     str,
     Path(
         description="The task's id (a UUID).",
-        examples=["01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"],
+        examples=[EXAMPLE_ID],
     ),
 ]
 
@@ -43,6 +52,7 @@ TaskId = Annotated[
 @router.post(
     "",
     operation_id="createTask",
+    summary="Schedule a task",
     status_code=201,
     response_model=Task,
     responses={
@@ -61,7 +71,7 @@ TaskId = Annotated[
                 },
             },
         },
-        **problems(400, 409, 413, 415, 422, 500, 503),
+        **problems(400, TaskConflict(EXAMPLE_ID), 413, 415, 422, TaskNotCreated(EXAMPLE_ID), 503),
     },
 )
 async def create_task(
@@ -88,6 +98,7 @@ async def create_task(
 @router.get(
     "",
     operation_id="listTasks",
+    summary="List tasks",
     response_model=list[Task],
     responses={
         200: {
@@ -98,7 +109,11 @@ async def create_task(
                 }
             }
         },
-        **problems(422, 500, 503),
+        **problems(
+            InvalidField("query", "limit", f"Must be a whole number from 1 to {LIST_MAX_LIMIT}."),
+            500,
+            503,
+        ),
     },
 )
 async def list_tasks(
@@ -111,6 +126,7 @@ async def list_tasks(
 
     The Link header leads to the next page. Pages stay right while tasks come and go.
     """
+    _refuse_repetition(request)
     after = None if query.cursor is None else _parse_cursor(query.cursor)
     rows = await services.database.read(
         store.list_tasks, query.limit + 1, after, query.status, query.name
@@ -126,6 +142,7 @@ async def list_tasks(
 @router.get(
     "/{task_id}",
     operation_id="showTask",
+    summary="Show a task",
     response_model=Task,
     responses=problems(404, 500, 503),
 )
@@ -137,8 +154,14 @@ async def show_task(task_id: TaskId, services: ServicesDep) -> TaskRow:
 @router.delete(
     "/{task_id}",
     operation_id="cancelTask",
+    summary="Cancel a task",
     response_model=Message,
-    responses=problems(404, 409, 500, 503),
+    responses=problems(
+        404,
+        TaskNotCancellable(EXAMPLE_ID, TaskStatus.Running),
+        TaskNotDeleted(EXAMPLE_ID),
+        503,
+    ),
 )
 async def cancel_task(task_id: TaskId, services: ServicesDep) -> Message:
     """Cancel a task that has not started: it is removed and never runs."""
@@ -150,6 +173,14 @@ async def cancel_task(task_id: TaskId, services: ServicesDep) -> Message:
         _logger.exception("task %s could not be cancelled", task_id)
         raise TaskNotDeleted(task_id) from error
     return Message(message=f"Task {task_id} is cancelled.")
+
+
+def _refuse_repetition(request: Request) -> None:
+    """Refuse a parameter that is given twice: FastAPI would quietly take the last."""
+    times = Counter(name for name, _ in request.query_params.multi_items())
+    for name, number in times.most_common(1):
+        if number > 1:
+            raise InvalidField("query", name, f"{name} is given {number} times. Keep one of them.")
 
 
 def _known_form(task_id: str) -> str:

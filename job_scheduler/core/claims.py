@@ -72,8 +72,8 @@ def claim(
     rows = connection.execute(
         statements[connection.dialect.name], {"given": given, "instance_id": instance_id}
     )
-    answers: dict[str, Claim | DueTask] = {
-        row.task_id: Claim(
+    claimed = {
+        row.claim_token: Claim(
             task_id=row.task_id,
             token=row.claim_token,
             name=row.name,
@@ -84,7 +84,8 @@ def claim(
         )
         for row in rows
     }
-    missing = [request.task_id for request in requests if request.task_id not in answers]
+    waiting: dict[str, DueTask] = {}
+    missing = [request.task_id for request in requests if request.token not in claimed]
     if missing:
         still = connection.execute(
             select(tasks.c.task_id, tasks.c.name, tasks.c.run_at, tasks.c.retry_at).where(
@@ -94,8 +95,8 @@ def claim(
             )
         )
         for task_id, name, run_at, retry_at in still:
-            answers[task_id] = DueTask(retry_at or run_at, task_id, name)
-    return [answers.get(request.task_id) for request in requests]
+            waiting[task_id] = DueTask(retry_at or run_at, task_id, name)
+    return [claimed.get(request.token) or waiting.get(request.task_id) for request in requests]
 
 
 def record(connection: Connection, records: Sequence[Record]) -> list[bool]:
@@ -117,16 +118,16 @@ def record(connection: Connection, records: Sequence[Record]) -> list[bool]:
         ]
     )
     written = set(connection.scalars(_RECORD[connection.dialect.name], {"given": given}))
-    late = [entry for entry in records if entry.task_id not in written]
+    late = [entry.task_id for entry in records if entry.token not in written]
     if late:
-        before = connection.execute(
-            select(tasks.c.task_id, tasks.c.claim_token).where(
-                tasks.c.task_id.in_([entry.task_id for entry in late]),
-                tasks.c.status != TaskStatus.Running.value,
+        written |= set(
+            connection.scalars(
+                select(tasks.c.claim_token).where(
+                    tasks.c.task_id.in_(late), tasks.c.status != TaskStatus.Running.value
+                )
             )
         )
-        written |= {task_id for task_id, token in before if token in {e.token for e in late}}
-    return [entry.task_id in written for entry in records]
+    return [entry.token in written for entry in records]
 
 
 _GIVEN = {
@@ -203,9 +204,9 @@ def _record_statement(dialect: str) -> Any:
             status = ended.status, result = {result}, finished_at = {now}, updated_at = {now}
         FROM ended
         WHERE scheduled_tasks.task_id = ended.id
-        RETURNING task_id
+        RETURNING claim_token
         """  # noqa: S608 (made of constants)
-    ).columns(task_id=tasks.c.task_id.type)
+    ).columns(claim_token=tasks.c.claim_token.type)
 
 
 _CLAIM = {dialect: _claim_statement(dialect, repeated=False) for dialect in NOW_SQL}

@@ -13,6 +13,7 @@ router = APIRouter(tags=["health"])
 
 _PATIENCE_SECONDS = 2.0
 _SWEEP_OVERDUE = timedelta(seconds=10)
+NOT_READY = "The service cannot accept work at the moment; GET /health says why."
 
 
 class NotReady(Unavailable):
@@ -23,7 +24,11 @@ class NotReady(Unavailable):
     "/health",
     operation_id="health",
     response_model=Health,
-    responses={503: {"model": Health, "description": "The service cannot do its work."}},
+    summary="How the service does, part by part",
+    responses={
+        503: {"model": Health, "description": "The service cannot do its work."},
+        **problems(500),
+    },
 )
 async def health(response: Response, services: ServicesDep) -> Health:
     """Tell how each part does.
@@ -37,19 +42,37 @@ async def health(response: Response, services: ServicesDep) -> Health:
     return report
 
 
-@router.get("/livez", operation_id="livez", response_model=Probe)
-@router.get("/healthz", operation_id="healthz", response_model=Probe)
+@router.get(
+    "/livez",
+    operation_id="livez",
+    summary="Does the process turn?",
+    response_model=Probe,
+    responses=problems(500),
+)
+@router.get(
+    "/healthz",
+    operation_id="healthz",
+    summary="Does the process turn? (another name of /livez)",
+    response_model=Probe,
+    responses=problems(500),
+)
 async def livez() -> Probe:
     """Tell that the process turns. Restart it if this does not answer."""
     return Probe(status="ok")
 
 
-@router.get("/readyz", operation_id="readyz", response_model=Probe, responses=problems(503))
+@router.get(
+    "/readyz",
+    operation_id="readyz",
+    summary="Can the service accept work?",
+    response_model=Probe,
+    responses=problems(500, NotReady(NOT_READY)),
+)
 async def readyz(services: ServicesDep) -> Probe:
     """Tell whether the service can accept work. Send it none while this answers 503."""
     report = await _report(services)
     if report.status == "unavailable":
-        raise NotReady("The service cannot accept work at the moment; GET /health says why.")
+        raise NotReady(NOT_READY)
     return Probe(status="ok")
 
 

@@ -17,9 +17,9 @@ from job_scheduler.constants import (
 )
 from job_scheduler.identifiers import parse_uuid
 
-_EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
+EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 _EXAMPLE_TASK: JsonDict = {
-    "task_id": _EXAMPLE_ID,
+    "task_id": EXAMPLE_ID,
     "name": "send_report",
     "run_at": "2027-07-01T10:00:00Z",
     "status": "scheduled",
@@ -39,7 +39,7 @@ _EXAMPLE_TASK: JsonDict = {
 _INSTANT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
 )
-_INSTANT_REMEDY = "Write it like 2027-07-01T10:00:00Z or 2027-07-01T12:00:00+02:00."
+INSTANT_REMEDY = "Write it like 2027-07-01T10:00:00Z or 2027-07-01T12:00:00+02:00."
 
 
 def parse_instant(value: object) -> datetime:
@@ -51,21 +51,30 @@ def parse_instant(value: object) -> datetime:
     if isinstance(value, datetime):
         return value.astimezone(UTC)
     if not isinstance(value, str) or not _INSTANT.fullmatch(value):
-        raise PydanticCustomError("instant", f"Not an ISO 8601 date and time. {_INSTANT_REMEDY}")
+        raise PydanticCustomError("instant", f"Not an ISO 8601 date and time. {INSTANT_REMEDY}")
     try:
         moment = datetime.fromisoformat(value.upper())
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise PydanticCustomError(
-            "instant", f"There is no such date and time in UTC. {_INSTANT_REMEDY}"
+            "instant", f"There is no such date and time in UTC. {INSTANT_REMEDY}"
         ) from None
 
 
 def _canonical_uuid(text: str) -> str:
     canonical = parse_uuid(text)
     if canonical is None:
-        raise PydanticCustomError("uuid", f"Not a UUID. Write it like {_EXAMPLE_ID}.")
+        raise PydanticCustomError("uuid", f"Not a UUID. Write it like {EXAMPLE_ID}.")
     return canonical
+
+
+def _decimal(value: object) -> object:
+    # pydantic would take 1.0, 1_000 and " 5 " for numbers as well.
+    if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
+        raise PydanticCustomError(
+            "limit", f"Must be a whole number from 1 to {LIST_MAX_LIMIT}, in digits."
+        )
+    return value
 
 
 _UUID_SCHEMA = {"type": "string", "format": "uuid"}
@@ -123,7 +132,7 @@ class TaskCreate(BaseModel):
         Field(
             description="An id of your choice. Repeating the same request then yields the same "
             "task, once; another body under the same id is refused with 409.",
-            examples=[_EXAMPLE_ID],
+            examples=[EXAMPLE_ID],
         ),
     ] = None
 
@@ -179,13 +188,16 @@ class ListQuery(BaseModel):
         ),
     ] = None
     limit: Annotated[
-        int, Field(ge=1, le=LIST_MAX_LIMIT, description="How many tasks to return, at most.")
+        int,
+        BeforeValidator(_decimal),
+        Field(ge=1, le=LIST_MAX_LIMIT, description="How many tasks to return, at most."),
     ] = LIST_DEFAULT_LIMIT
     cursor: Annotated[
         str | None,
         Field(
             min_length=1,
             description="Where to go on: taken from the Link header of the page before.",
+            json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
         ),
     ] = None
 
@@ -194,7 +206,7 @@ class Message(BaseModel):
     """A sentence about what was done."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"message": f"Task {_EXAMPLE_ID} is cancelled."}]}
+        json_schema_extra={"examples": [{"message": f"Task {EXAMPLE_ID} is cancelled."}]}
     )
 
     message: str
@@ -218,7 +230,7 @@ class Problem(BaseModel):
                     "type": "about:blank",
                     "title": "Not Found",
                     "status": 404,
-                    "detail": f"There is no task '{_EXAMPLE_ID}'. "
+                    "detail": f"There is no task '{EXAMPLE_ID}'. "
                     "GET /tasks lists those that exist.",
                     "error_code": "TASK_404",
                 }

@@ -64,12 +64,11 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
 
 def _stored_or_conflict(task: NewTask, row: TaskRow | None) -> TaskRow | TaskConflict:
     # No row at all: another transaction inserted this id and has deleted it again since.
-    # JSON is compared as text: for Python, but not for a caller, 1, 1.0 and True are equal.
     same = (
         row is not None
         and task.name == row["name"]
         and task.run_at == row["run_at"]
-        and strict_json.dumps(task.payload) == strict_json.dumps(row["payload"])
+        and strict_json.same(task.payload, row["payload"])
     )
     return row if row is not None and same else TaskConflict(task.task_id)
 

@@ -76,8 +76,8 @@ class Sweep:
         # What is held may well be the most urgent: ask for as many more.
         limit = held + room
         found = await self._database.read(due_tasks, LOOKAHEAD, limit)
-        self._more = len(found) == limit
-        new = [task for task in found if not self._is_held(task)]
+        new = [task for task in found if not self._is_held(task)][:room]
+        self._more = len(found) == limit or len(new) == room
         for task in new:
             try:
                 self._timer.register(task)

@@ -4,21 +4,34 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from job_scheduler.config import Settings, load_settings
+from job_scheduler.constants import InstanceState, UnknownTasks
+from job_scheduler.core import instances, store
+from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.handlers.threads import HandlerThreads
+from job_scheduler.core.instances import Member
+from job_scheduler.core.locks import InProcessLock, TaskLock
+from job_scheduler.core.store import DueTask
+from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.database import Database, build_engine
+from job_scheduler.dependencies import Services
+from job_scheduler.identifiers import new_token
+from job_scheduler.logger import configure_logging
 from job_scheduler.main import create_app
+from job_scheduler.process import own_identity
 from tests.support.services import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +82,27 @@ class Backend:
         )
         return str(rows[0]["task_id"])
 
+    def insert_tasks(self, number: int, name: str = "probe", run_at: str | None = None) -> None:
+        """Insert many tasks of one instant by one plain SQL statement."""
+        self.sql(
+            "INSERT INTO scheduled_tasks (name, run_at) WITH RECURSIVE numbers(n) AS "
+            "(SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :number) "
+            "SELECT :name, :run_at FROM numbers",
+            number=number,
+            name=name,
+            run_at=run_at or later(3600),
+        )
+
+    def row(self, task_id: str) -> dict[str, Any]:
+        """A task as it stands in the database."""
+        with self.database() as database, database.reading() as connection:
+            return store.get_task(connection, task_id)
+
+    def count(self, condition: str = "1 = 1") -> int:
+        """How many tasks meet a condition in SQL."""
+        statement = f"SELECT count(*) AS n FROM scheduled_tasks WHERE {condition}"  # noqa: S608
+        return int(self.sql(statement)[0]["n"])
+
     def environment(self) -> dict[str, str]:
         """The environment of a service process on this backend."""
         return {"DB_URL": self.db_url, "REDIS_URL": self.redis_url or "", "LEASE_SECONDS": "2"}
@@ -100,11 +134,154 @@ def running(
         yield client
 
 
+def services_of(client: TestClient) -> Services:
+    """The parts of the service that runs behind a client in this process."""
+    services = client.app_state["services"]
+    assert isinstance(services, Services)
+    return services
+
+
+class OpenLock(InProcessLock):
+    """No lock at all: whoever asks is let through."""
+
+    async def acquire(self, task_id: str, token: str) -> bool:
+        """Say yes."""
+        return await super().acquire(task_id, token) or True
+
+
+@dataclass
+class CountingLock:
+    """A lock as it is, which counts its answers."""
+
+    inner: TaskLock
+    granted: int = 0
+    refused: int = 0
+
+    def __post_init__(self) -> None:
+        """Pass for the inner lock."""
+        self.backend = self.inner.backend
+        self.release = self.inner.release
+        self.away_since = self.inner.away_since
+        self.close = self.inner.close
+
+    async def acquire(self, task_id: str, token: str) -> bool:
+        """Ask the inner lock."""
+        granted = await self.inner.acquire(task_id, token)
+        self.granted += granted
+        self.refused += not granted
+        return granted
+
+
+@dataclass
+class Bench:
+    """`run_task` alone, with neither timer nor sweep: the test starts each run."""
+
+    database: Database
+    instance_id: str
+    caller: Caller
+    put_back: list[DueTask]
+    runner: TaskRunner
+
+
+@asynccontextmanager
+async def bench(
+    backend: Backend,
+    registry: HandlerRegistry,
+    lock: TaskLock | None = None,
+    state: InstanceState = InstanceState.Alive,
+) -> AsyncIterator[Bench]:
+    """A runner of tasks, registered as an instance; `lock` is closed with it."""
+    configure_logging("INFO")
+    database = Database(build_engine(backend.settings().database))
+    threads = HandlerThreads(16)
+    caller = Caller(registry, threads, UnknownTasks.Timer)
+    lock = lock or InProcessLock()
+    instance_id = new_token()
+    put_back: list[DueTask] = []
+    runner = TaskRunner(database, lock, caller, lambda: instance_id, put_back.append)
+    try:
+        await database.write(instances.register, Member(instance_id, own_identity()), state)
+        yield Bench(database, instance_id, caller, put_back, runner)
+    finally:
+        await lock.close()
+        threads.close()
+        database.close()
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """Collect the statements that are executed by an engine inside the block."""
+    collected: list[str] = []
+
+    def collect(*arguments: Any) -> None:
+        collected.append(" ".join(arguments[2].split()))
+
+    event.listen(engine, "before_cursor_execute", collect)
+    try:
+        yield collected
+    finally:
+        event.remove(engine, "before_cursor_execute", collect)
+
+
 def post(client: TestClient | httpx.Client, **members: Any) -> dict[str, Any]:
     """Create a task and return it."""
     response = client.post("/tasks", json=task_body(**members))
     assert response.status_code == 201, response.text
     return dict(response.json())
+
+
+def assert_problem(response: Any, status: int, error_code: str) -> dict[str, Any]:
+    """Check that a response is a complete problem document (RFC 9457), and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert (problem["status"], problem["error_code"]) == (status, error_code), problem
+    assert problem["type"] == "about:blank"
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+def parse_time(text: str) -> datetime:
+    """Parse a time of a response, which ends in Z and nothing else."""
+    assert text.endswith("Z"), text
+    return datetime.fromisoformat(text)
+
+
+class SteppedClock:
+    """The machine's clock, which a test can put forward, or break."""
+
+    def __init__(self) -> None:
+        self._ahead = timedelta()
+        self.broken = False
+
+    def now(self) -> datetime:
+        """Return the present instant, as far as it has been put forward."""
+        if self.broken:
+            raise ZeroDivisionError("the clock's own words")
+        return datetime.now(UTC) + self._ahead  # noqa: TID251 (tests have a clock too)
+
+    def step(self, seconds: float) -> None:
+        """Put the clock forward."""
+        self._ahead += timedelta(seconds=seconds)
+
+
+class StubbornScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler brings no types
+    """An APScheduler that takes and gives back jobs only while `willing`."""
+
+    willing = False
+
+    def add_job(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse, with words that no caller is to see."""
+        if not self.willing:
+            raise RuntimeError("the scheduler's own words")
+        return super().add_job(*arguments, **options)
+
+    def remove_job(self, job_id: str, jobstore: str | None = None) -> None:
+        """Refuse, with words that no caller is to see."""
+        if not self.willing:
+            raise RuntimeError("the scheduler's own words")
+        super().remove_job(job_id, jobstore)
 
 
 def finished(
@@ -199,5 +376,3 @@ def service_process(
     finally:
         if service._process is not None:
             service.kill()
-
-

@@ -74,7 +74,9 @@ class Caller:
 async def _outcome_of_async(claim: Claim, function: Callable[..., Any]) -> Outcome:
     try:
         return Succeeded(as_result(await function(**claim.payload)))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the user's code raises)
+    except asyncio.CancelledError:
+        raise  # It is the run that was interrupted.
+    except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
         return _failure(claim, error)
 
 

@@ -11,6 +11,7 @@ from job_scheduler.core.store import tasks
 from job_scheduler.database import Database
 
 _LATEST_FAILURES = 10
+_HOURS_MAX = 24 * 366
 
 Report = dict[str, Any]
 
@@ -26,15 +27,23 @@ def build_send_report(database: Database, clock: Clock) -> Callable[..., Report 
         """Report on the tasks whose run_at lies in the `hours` before `until` (default: now)."""
         if format not in ("json", "markdown"):
             raise ValueError(f"format must be 'json' or 'markdown', not {format!r}")
-        if isinstance(hours, bool) or not 0 < hours <= 24 * 366:
-            raise ValueError(f"hours must be a number above 0 and up to {24 * 366}, not {hours!r}")
-        end = clock.now() if until is None else datetime.fromisoformat(until)
-        end = end.astimezone(UTC) if end.tzinfo else end.replace(tzinfo=UTC)
+        start, end = _period(hours, until, clock.now())
         with database.reading() as connection:
-            report = _report(connection, end - timedelta(hours=hours), end)
+            report = _report(connection, start, end)
         return report if format == "json" else _markdown(report)
 
     return send_report
+
+
+def _period(hours: object, until: object, now: datetime) -> tuple[datetime, datetime]:
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= _HOURS_MAX:
+        raise ValueError(f"hours must be a number above 0 and up to {_HOURS_MAX}, not {hours!r}")
+    try:
+        end = now if until is None else datetime.fromisoformat(str(until))
+        end = end.astimezone(UTC) if end.tzinfo else end.replace(tzinfo=UTC)
+        return end - timedelta(hours=hours), end
+    except (ValueError, OverflowError):
+        raise ValueError(f"until must be a time like 2027-07-01T10:00:00Z, not {until!r}") from None
 
 
 def _report(connection: Connection, start: datetime, end: datetime) -> Report:
@@ -58,7 +67,7 @@ def _report(connection: Connection, start: datetime, end: datetime) -> Report:
     return {
         "from": _z(start),
         "until": _z(end),
-        "tasks_by_status": dict(counts.tuples().all()),
+        "tasks_by_status": dict(counts.all()),
         "lateness_seconds": {
             "tasks": number,
             "median": None if median is None else round(float(median), 6),

@@ -1,0 +1,206 @@
+"""Configuration: what is allowed is understood, what is not is named in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job_scheduler.config import Settings, load_settings
+from job_scheduler.constants import RecoverPastTasks, UnknownTasks
+from job_scheduler.exceptions import ConfigurationError
+from tests.support.app import ROOT
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the environment nor a `.env` file of this machine's configures anything."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_everything_has_a_default() -> None:
+    settings = load_settings()
+    assert settings.db_url.get_secret_value() == "sqlite:///job_scheduler.db"
+    assert settings.embedded
+    assert settings.redis_url is None
+    assert settings.recover_past_tasks is RecoverPastTasks.Run
+    assert settings.unknown_tasks is UnknownTasks.Timer
+    assert settings.modules == []
+    assert settings.auto_migrate is False
+    assert (settings.threads, settings.max_running) == (16, 100)
+    assert (settings.lease_seconds, settings.shutdown_grace) == (15.0, 8.0)
+    assert settings.database_wait == 30.0
+    assert settings.log_level == "INFO"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "attribute", "value"),
+    [
+        ("RECOVER_PAST_TASKS", "skip", "recover_past_tasks", RecoverPastTasks.Skip),
+        ("RECOVER_PAST_TASKS", "fail", "recover_past_tasks", RecoverPastTasks.Fail),
+        ("recover_past_tasks", "fail", "recover_past_tasks", RecoverPastTasks.Fail),
+        ("UNKNOWN_TASKS", "reject", "unknown_tasks", UnknownTasks.Reject),
+        ("AUTO_MIGRATE", "true", "auto_migrate", True),
+        ("AUTO_MIGRATE", "0", "auto_migrate", False),
+        ("THREADS", "1", "threads", 1),
+        ("MAX_RUNNING", "10000", "max_running", 10_000),
+        ("LEASE_SECONDS", "2.5", "lease_seconds", 2.5),
+        ("SHUTDOWN_GRACE", "0", "shutdown_grace", 0.0),
+        ("DATABASE_WAIT", "0", "database_wait", 0.0),
+        ("LOG_LEVEL", "DEBUG", "log_level", "DEBUG"),
+        ("TASK_MODULES", " a.b, c ,,", "modules", ["a.b", "c"]),
+        ("REDIS_URL", "", "redis_url", None),
+    ],
+)
+def test_variable_of_the_environment_is_understood(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, attribute: str, value: Any
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(load_settings(), attribute) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "understood", "embedded"),
+    [
+        ("sqlite:///tasks.db", "sqlite:///tasks.db", True),
+        ("sqlite+pysqlite:////data/tasks.db", "sqlite+pysqlite:////data/tasks.db", True),
+        ("postgresql://u:p%40ss@db/tasks", "postgresql+psycopg2://u:p%40ss@db/tasks", False),
+        ("postgres://u@db:5433/tasks", "postgresql+psycopg2://u@db:5433/tasks", False),
+        ("postgresql://u@/d?host=%2Frun", "postgresql+psycopg2://u@/d?host=%2Frun", False),
+    ],
+)
+def test_database_is_sqlite_or_postgresql(
+    monkeypatch: pytest.MonkeyPatch, given: str, understood: str, embedded: bool
+) -> None:
+    monkeypatch.setenv("DB_URL", given)
+    settings = load_settings()
+    assert settings.database.render_as_string(hide_password=False) == understood
+    assert settings.embedded is embedded
+
+
+@pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://:pw@h/1", "unix:///run/redis.sock"])
+def test_redis_is_reached_by_network_or_socket(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    settings = load_settings()
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "allowed"),
+    [
+        ("RECOVER_PAST_TASKS", "maybe", "'run', 'fail' or 'skip'"),
+        ("RECOVER_PAST_TASKS", "", "'run', 'fail' or 'skip'"),
+        ("UNKNOWN_TASKS", "ignore", "'timer' or 'reject'"),
+        ("AUTO_MIGRATE", "perhaps", "boolean"),
+        ("THREADS", "many", "integer"),
+        ("THREADS", "0", "greater than or equal to 1"),
+        ("THREADS", "1001", "less than or equal to 1000"),
+        ("MAX_RUNNING", "0", "greater than or equal to 1"),
+        ("MAX_RUNNING", "10001", "less than or equal to 10000"),
+        ("MAX_RUNNING", "1.5", "integer"),
+        ("LEASE_SECONDS", "1.9", "greater than or equal to 2"),
+        ("LEASE_SECONDS", "3601", "less than or equal to 3600"),
+        ("LEASE_SECONDS", "nan", "less than or equal to 3600"),
+        ("SHUTDOWN_GRACE", "-1", "greater than or equal to 0"),
+        ("SHUTDOWN_GRACE", "inf", "less than or equal to 86400"),
+        ("DATABASE_WAIT", "-0.1", "greater than or equal to 0"),
+        ("DATABASE_WAIT", "soon", "number"),
+        ("LOG_LEVEL", "info", "DEBUG|INFO|WARNING|ERROR"),
+    ],
+)
+def test_bad_value_is_named_with_what_is_allowed_and_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, allowed: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigurationError) as refusal:
+        load_settings()
+    line = str(refusal.value)
+    assert line.startswith(f"Configuration error: {variable}: ")
+    assert allowed in line
+    assert f"(found: {text!r})" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "url", "allowed"),
+    [
+        (
+            "DB_URL",
+            "",
+            "must be postgresql+psycopg2://user:password@host:5432/database or sqlite:///",
+        ),
+        ("DB_URL", "hunter2", "must be postgresql+psycopg2://"),
+        ("DB_URL", "mysql://u:hunter2@h/d", "must be postgresql+psycopg2://"),
+        ("DB_URL", "postgresql+asyncpg://u:hunter2@h/d", "must be postgresql+psycopg2://"),
+        ("DB_URL", "postgresql://u:hunter2@h:port/d", "must be postgresql+psycopg2://"),
+        ("DB_URL", "sqlite://", "must name a file: an in-memory database forgets every task"),
+        ("DB_URL", "sqlite:///:memory:", "must name a file"),
+        ("DB_URL", "sqlite:///file:a?mode=memory&uri=true", "must name a file"),
+        ("REDIS_URL", "http://:hunter2@h", "must be empty, redis://"),
+        ("REDIS_URL", "hunter2", "must be empty, redis://"),
+    ],
+)
+def test_bad_url_is_named_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, variable: str, url: str, allowed: str
+) -> None:
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(ConfigurationError) as refusal:
+        load_settings()
+    line = str(refusal.value)
+    assert line.startswith(f"Configuration error: {variable}: {allowed}")
+    assert "hunter2" not in line
+    assert "\n" not in line
+    # Neither does the traceback, which a log may show.
+    assert refusal.value.__suppress_context__
+
+
+def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THREADS", "many")
+    monkeypatch.setenv("LOG_LEVEL", "loud")
+    monkeypatch.setenv("DB_URL", "oracle://u:hunter2@h/d")
+    with pytest.raises(ConfigurationError) as refusal:
+        load_settings()
+    line = str(refusal.value)
+    assert [name in line for name in ("THREADS", "LOG_LEVEL", "DB_URL")] == [True] * 3
+    assert line.count("; ") == 2
+    assert "hunter2" not in line
+
+
+def test_secrets_do_not_show_where_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_URL", "postgresql://u:hunter2@h/d")
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@h")
+    settings = load_settings()
+    assert "hunter2" not in f"{settings} {settings!r} {settings.model_dump()}"
+
+
+def test_env_file_configures_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(
+        "THREADS=3\nMAX_RUNNING=4\n# a comment\nTASK_MODULES='ä, b'\nOF_ANOTHER_PROGRAM=1\n"
+    )
+    monkeypatch.setenv("MAX_RUNNING", "5")
+    settings = load_settings()
+    assert (settings.threads, settings.max_running) == (3, 5)
+    assert settings.modules == ["ä", "b"]
+
+
+def test_bad_value_ends_the_start_in_one_line_with_status_2(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "job_scheduler", "serve", "--port", "0"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "MAX_RUNNING": "lots", "REDIS_URL": "amqp://:hunter2@h"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert "MAX_RUNNING" in line
+    assert "(found: 'lots')" in line
+    assert "hunter2" not in line

@@ -1,0 +1,167 @@
+"""The OpenAPI document tells the truth, and schemathesis finds nothing to object to."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job_scheduler.core.schemas import Problem
+from job_scheduler.main import create_app
+from tests.support.app import Backend, service_process
+
+# A fixed seed, and no memory of former runs: the same build is tested in the same way.
+SCHEMATHESIS = """
+seed = 2
+
+[generation]
+max-examples = 25
+deterministic = true
+database = "none"
+
+# A cursor is opaque: no schema can say which ones are ours, so that one that is made up (though it
+# fits the pattern) is a 422 by design. All other statuses and operations keep the check as it is.
+[[operations]]
+include-operation-id = "listTasks"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "422"]
+"""
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """The document as it is served."""
+    served: dict[str, Any] = json.loads(json.dumps(create_app().openapi()))
+    return served
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each operation with its method and path."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
+    # They are the names of functions in generated clients: to change one breaks those.
+    assert {name: operation["operationId"] for name, operation in operations(document)} == {
+        "POST /tasks": "createTask",
+        "GET /tasks": "listTasks",
+        "GET /tasks/{task_id}": "showTask",
+        "DELETE /tasks/{task_id}": "cancelTask",
+        "GET /health": "health",
+        "GET /livez": "livez",
+        "GET /healthz": "healthz",
+        "GET /readyz": "readyz",
+    }
+
+
+def test_every_operation_has_a_summary_a_description_and_a_tag(document: dict[str, Any]) -> None:
+    tags = {tag["name"] for tag in document["tags"]}
+    summaries = [operation["summary"] for _, operation in operations(document)]
+    assert len(set(summaries)) == len(summaries)
+    for name, operation in operations(document):
+        assert " " in operation["summary"], name
+        assert operation["description"].endswith("."), name
+        assert set(operation["tags"]) <= tags, name
+    assert document["info"]["title"] == "Job Scheduler Service"
+    assert "error_code" in document["info"]["description"]
+
+
+def test_every_operation_documents_its_errors_as_problems(document: dict[str, Any]) -> None:
+    statuses = {
+        name: {int(status) for status in operation["responses"] if int(status) >= 400}
+        for name, operation in operations(document)
+    }
+    assert statuses == {
+        "POST /tasks": {400, 409, 413, 415, 422, 500, 503},
+        "GET /tasks": {422, 500, 503},
+        "GET /tasks/{task_id}": {404, 500, 503},
+        "DELETE /tasks/{task_id}": {404, 409, 500, 503},
+        "GET /health": {500, 503},
+        "GET /livez": {500},
+        "GET /healthz": {500},
+        "GET /readyz": {500, 503},
+    }
+    for name, operation in operations(document):
+        for status, response in operation["responses"].items():
+            if int(status) < 400 or (name, status) == ("GET /health", "503"):
+                continue  # /health reports on each part when it is unavailable, too.
+            [(media_type, content)] = response["content"].items()
+            assert media_type == "application/problem+json", (name, status)
+            assert content["schema"] == {"$ref": "#/components/schemas/Problem"}, (name, status)
+
+
+def test_every_error_has_an_example_of_its_own(document: dict[str, Any]) -> None:
+    codes: dict[tuple[str, str], str] = {}
+    for name, operation in operations(document):
+        for status, response in operation["responses"].items():
+            content = response.get("content", {}).get("application/problem+json")
+            if content is None:
+                continue
+            example = content["example"]
+            Problem.model_validate(example, extra="forbid", strict=True)
+            assert example["status"] == int(status)
+            assert example["error_code"] in response["description"], (name, status)
+            codes[name, status] = example["error_code"]
+    assert codes["POST /tasks", "409"] == "TASK_CREATE_409"
+    assert codes["POST /tasks", "500"] == "TASK_CREATE_500"
+    assert codes["DELETE /tasks/{task_id}", "409"] == "TASK_DELETE_409"
+    assert codes["DELETE /tasks/{task_id}", "500"] == "TASK_DELETE_500"
+    assert codes["GET /tasks/{task_id}", "404"] == "TASK_404"
+    assert codes["GET /tasks/{task_id}", "500"] == "INTERNAL_500"
+    assert codes["POST /tasks", "413"] == "BODY_413"
+    assert codes["GET /readyz", "503"] == "UNAVAILABLE_503"
+
+
+def test_no_schema_of_the_framework_own_errors_is_left(document: dict[str, Any]) -> None:
+    assert "ValidationError" not in json.dumps(document)
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_used(
+    document: dict[str, Any],
+) -> None:
+    text = json.dumps(document)
+    schemas = document["components"]["schemas"]
+    used = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert used == set(schemas)
+
+
+def test_schemas_of_what_is_sent_and_shown_are_described(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("TaskCreate", "Task", "Message", "Problem"):
+        assert schemas[name]["description"], name
+        assert schemas[name]["examples"], name
+    assert schemas["TaskCreate"]["additionalProperties"] is False
+    assert schemas["TaskStatus"]["enum"] == ["scheduled", "running", "done", "failed"]
+
+
+def test_document_is_the_same_each_time(document: dict[str, Any]) -> None:
+    app = create_app()
+    assert json.loads(json.dumps(app.openapi())) == document
+    assert json.loads(json.dumps(app.openapi())) == document
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
+    (tmp_path / "schemathesis.toml").write_text(SCHEMATHESIS)
+    with service_process(tmp_path, store.environment()) as service, service.start():
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "schemathesis.cli", "--no-color", "run"),
+                *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful"),
+                f"{service.url}/openapi.json",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr + service.output()
+        service.stop()
+    assert "Operations:       8 selected / 8 total" in run.stdout
+    assert "Stateful" in run.stdout
+    assert "Traceback" not in service.output()

@@ -1,0 +1,698 @@
+"""The timer, the dispatcher and the sweep: what is started when, and what is held in memory."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from apscheduler.jobstores.base import JobLookupError
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.schedulers.base import STATE_RUNNING, STATE_STOPPED
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+
+from job_scheduler.clock import SystemClock
+from job_scheduler.core.dispatcher import Dispatcher, Lane
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.store import DueTask
+from job_scheduler.core.sweep import Sweep
+from job_scheduler.core.timer import HELD_MAX, LOOKAHEAD, Timer
+from job_scheduler.exceptions import SchedulerUnavailable
+from job_scheduler.identifiers import new_token
+from job_scheduler.logger import configure_logging
+from tests.support.app import Backend, finished, later, post, running, services_of
+from tests.support.services import wait_until
+
+NOON = datetime(2027, 7, 1, 12, tzinfo=UTC)
+
+
+class FixedClock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, instant: datetime = NOON) -> None:
+        self.instant = instant
+
+    def now(self) -> datetime:
+        """Return the instant."""
+        return self.instant
+
+
+class HandDriven:
+    """A scheduler whose jobs the test fires; it can be told to refuse."""
+
+    def __init__(self) -> None:
+        self.state = STATE_STOPPED
+        self.jobs: dict[str, tuple[Callable[..., Any], list[Any], dict[str, Any]]] = {}
+        self.refusal: Exception | None = None
+
+    def start(self) -> None:
+        """Run."""
+        self.state = STATE_RUNNING
+
+    def shutdown(self, wait: bool) -> None:
+        """Stop; nobody is to wait for coroutines."""
+        assert not wait
+        self.state = STATE_STOPPED
+
+    def add_job(
+        self, func: Callable[..., Any], trigger: Any, *, args: list[Any], **more: Any
+    ) -> None:
+        """Take a job."""
+        if self.refusal is not None:
+            raise self.refusal
+        assert more["id"] not in self.jobs
+        self.jobs[more["id"]] = (func, args, more | {"at": trigger.run_date})
+
+    def remove_job(self, job_id: str) -> None:
+        """Give a job up."""
+        if self.refusal is not None:
+            raise self.refusal
+        if job_id not in self.jobs:
+            raise JobLookupError(job_id)
+        del self.jobs[job_id]
+
+    def instants(self) -> list[datetime]:
+        """When jobs are to fire."""
+        return sorted(more["at"] for _, _, more in self.jobs.values())
+
+    def fire_all(self) -> None:
+        """Fire each job once, as APScheduler does: remove it, then run it."""
+        jobs, self.jobs = self.jobs, {}
+        for function, arguments, _ in jobs.values():
+            asyncio.run(function(*arguments))
+
+
+def due(seconds: float, name: str = "probe", task_id: str | None = None) -> DueTask:
+    """A task that is due some seconds from noon."""
+    return DueTask(NOON + timedelta(seconds=seconds), task_id or new_token(), name)
+
+
+class Bench:
+    """A timer on a scheduler that the test drives."""
+
+    def __init__(self) -> None:
+        self.scheduler = HandDriven()
+        self.clock = FixedClock()
+        self.fired: list[DueTask] = []
+        self.timer = Timer(self.scheduler, self.clock, self.fired.extend)
+        self.timer.start()
+
+    def held(self) -> tuple[int, int]:
+        """How many tasks and how many jobs are held."""
+        return len(self.timer), len(self.scheduler.jobs)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """A timer that runs."""
+    return Bench()
+
+
+# ---------------------------------------------------------------------- register
+
+
+def test_registered_task_fires_once_at_its_instant(bench: Bench) -> None:
+    task = due(2)
+    bench.timer.register(task)
+    bench.timer.register(task)
+    assert task.task_id in bench.timer
+    assert (bench.held(), bench.fired) == ((1, 1), [])
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((0, 0), [task])
+
+
+def test_tasks_of_one_instant_share_a_job_that_is_never_too_late(bench: Bench) -> None:
+    tasks = [due(1.0001 + number / 1_000_000) for number in range(500)]
+    for task in tasks:
+        bench.timer.register(task)
+    assert bench.held() == (500, 1)
+    # Rounded up: a task that is claimed a microsecond early is not due yet.
+    assert bench.scheduler.instants() == [NOON + timedelta(seconds=1.001)]
+    [(_, _, options)] = bench.scheduler.jobs.values()
+    assert options["misfire_grace_time"] is None
+    bench.scheduler.fire_all()
+    assert bench.fired == tasks
+
+
+def test_job_ids_are_never_used_again(bench: Bench) -> None:
+    bench.timer.register(due(1))
+    first = set(bench.scheduler.jobs)
+    bench.scheduler.fire_all()
+    bench.timer.register(due(1))
+    assert first.isdisjoint(bench.scheduler.jobs)
+
+
+def test_due_task_fires_at_once_and_a_distant_one_is_left_to_the_sweep(bench: Bench) -> None:
+    now, past = due(0), due(-3600)
+    bench.timer.register(now)
+    bench.timer.register(past)
+    bench.timer.register(due(LOOKAHEAD.total_seconds() + 0.001))
+    assert (bench.held(), bench.fired) == ((0, 0), [now, past])
+    bench.timer.register(due(LOOKAHEAD.total_seconds()))
+    assert bench.held() == (1, 1)
+
+
+def test_refused_job_is_reported_and_not_held(bench: Bench) -> None:
+    bench.scheduler.refusal = RuntimeError("full")
+    with pytest.raises(SchedulerUnavailable, match="full"):
+        bench.timer.register(due(1))
+    assert bench.held() == (0, 0)
+    bench.scheduler.refusal = None
+    bench.timer.register(due(1))
+    assert bench.held() == (1, 1)
+
+
+def test_task_put_back_fires_a_little_later(bench: Bench) -> None:
+    bench.timer.put_back(due(-10))
+    bench.timer.put_back(due(3))
+    assert bench.fired == []
+    [soon, then] = bench.scheduler.instants()
+    assert NOON < soon < NOON + timedelta(seconds=1)
+    assert then == NOON + timedelta(seconds=3)
+
+
+def test_task_that_cannot_be_put_back_is_left_to_the_sweep(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("INFO")
+    task = due(0)
+    bench.scheduler.refusal = RuntimeError("full")
+    bench.timer.put_back(task)
+    assert bench.held() == (0, 0)
+    assert f"task {task.task_id} could not be put back" in capfd.readouterr().err
+
+
+def test_stopped_timer_holds_nothing_and_can_be_stopped_again(bench: Bench) -> None:
+    bench.timer.register(due(1))
+    assert bench.timer.running
+    bench.timer.stop()
+    bench.timer.stop()
+    assert not bench.timer.running
+    assert len(bench.timer) == 0
+    # What APScheduler had begun already finds nothing to do.
+    bench.scheduler.fire_all()
+    assert bench.fired == []
+
+
+# ----------------------------------------------------------------------- reserved
+
+
+def test_reserved_task_fires_only_after_the_commit(bench: Bench) -> None:
+    task = due(1)
+    with bench.timer.reserved(task):
+        assert bench.held() == (1, 1)
+    assert (bench.held(), bench.fired) == ((1, 1), [])
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((0, 0), [task])
+
+
+def test_task_whose_instant_passes_during_the_commit_fires_right_after_it(bench: Bench) -> None:
+    task, other = due(1), due(1)
+    bench.timer.register(other)
+    with bench.timer.reserved(task):
+        bench.scheduler.fire_all()
+        assert bench.fired == [other]
+        assert task.task_id in bench.timer
+    assert (bench.held(), bench.fired) == ((0, 0), [other, task])
+
+
+def test_task_due_now_fires_after_the_commit(bench: Bench) -> None:
+    task = due(0)
+    with bench.timer.reserved(task):
+        assert bench.fired == []
+        assert task.task_id in bench.timer
+    assert (bench.held(), bench.fired) == ((0, 0), [task])
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_failed_commit_takes_the_reservation_back(bench: Bench, seconds: int) -> None:
+    with pytest.raises(ValueError, match="rolled back"), bench.timer.reserved(due(seconds)):
+        raise ValueError("rolled back")
+    assert bench.held() == (0, 0)
+    bench.scheduler.fire_all()
+    assert bench.fired == []
+
+
+def test_failed_commit_leaves_the_others_of_its_instant(bench: Bench) -> None:
+    other = due(1)
+    bench.timer.register(other)
+    with pytest.raises(ValueError, match="rolled back"), bench.timer.reserved(due(1)):
+        raise ValueError("rolled back")
+    assert bench.held() == (1, 1)
+    bench.scheduler.fire_all()
+    assert bench.fired == [other]
+
+
+def test_failed_commit_after_its_instant_fires_nothing(bench: Bench) -> None:
+    def fail_late() -> None:
+        with bench.timer.reserved(due(1)):
+            bench.scheduler.fire_all()
+            raise ValueError("rolled back")
+
+    with pytest.raises(ValueError, match="rolled back"):
+        fail_late()
+    assert (bench.held(), bench.fired) == ((0, 0), [])
+
+
+def test_distant_or_known_task_is_not_reserved(bench: Bench) -> None:
+    with bench.timer.reserved(due(LOOKAHEAD.total_seconds() + 0.001)):
+        assert bench.held() == (0, 0)
+    known = due(1)
+    bench.timer.register(known)
+    with pytest.raises(ValueError, match="conflict"), bench.timer.reserved(known):
+        raise ValueError("conflict")
+    assert (bench.held(), bench.fired) == ((1, 1), [])
+
+
+def test_no_more_is_reserved_than_may_be_held(bench: Bench) -> None:
+    for _ in range(HELD_MAX):
+        bench.timer.register(due(1))
+    with bench.timer.reserved(due(2)):
+        assert bench.held() == (HELD_MAX, 1)
+    assert bench.fired == []
+
+
+def test_reservation_is_refused_when_the_scheduler_cannot_take_it(bench: Bench) -> None:
+    entered = False
+    bench.scheduler.refusal = RuntimeError("full")
+    with pytest.raises(SchedulerUnavailable), bench.timer.reserved(due(1)):
+        entered = True
+    bench.scheduler.refusal = None
+    bench.timer.stop()
+    with pytest.raises(SchedulerUnavailable, match="not running"), bench.timer.reserved(due(1)):
+        entered = True
+    assert not entered
+    assert bench.held() == (0, 0)
+
+
+# ---------------------------------------------------------------------- withdrawn
+
+
+def test_withdrawn_task_never_fires(bench: Bench) -> None:
+    task, other = due(1), due(1)
+    bench.timer.register(task)
+    bench.timer.register(other)
+    with bench.timer.withdrawn(task.task_id):
+        assert bench.held() == (1, 1)
+    with bench.timer.withdrawn(other.task_id):
+        assert bench.held() == (0, 0)
+    bench.scheduler.fire_all()
+    assert bench.fired == []
+
+
+def test_failed_deletion_holds_the_task_again(bench: Bench) -> None:
+    task = due(1)
+    bench.timer.register(task)
+    with pytest.raises(ValueError, match="rolled back"), bench.timer.withdrawn(task.task_id):
+        raise ValueError("rolled back")
+    assert bench.held() == (1, 1)
+    bench.scheduler.fire_all()
+    assert bench.fired == [task]
+
+
+def test_withdrawing_what_is_not_held_is_no_failure(bench: Bench) -> None:
+    with bench.timer.withdrawn(new_token()):
+        pass
+    with pytest.raises(ValueError, match="rolled back"), bench.timer.withdrawn(new_token()):
+        raise ValueError("rolled back")
+    assert (bench.held(), bench.fired) == ((0, 0), [])
+
+
+def test_withdrawing_what_fires_just_now_is_no_failure(bench: Bench) -> None:
+    task = due(1)
+    bench.timer.register(task)
+    begun, bench.scheduler.jobs = bench.scheduler.jobs, {}
+    with bench.timer.withdrawn(task.task_id):
+        pass
+    bench.scheduler.jobs = begun
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((0, 0), [])
+
+
+def test_task_is_kept_when_the_scheduler_does_not_give_it_back(bench: Bench) -> None:
+    task = due(1)
+    bench.timer.register(task)
+    bench.scheduler.refusal = RuntimeError("jammed")
+    entered = False
+    with (
+        pytest.raises(SchedulerUnavailable, match="jammed"),
+        bench.timer.withdrawn(task.task_id),
+    ):
+        entered = True
+    assert not entered
+    bench.scheduler.refusal = None
+    bench.scheduler.fire_all()
+    assert bench.fired == [task]
+
+
+# ------------------------------------------------------------------ APScheduler itself
+
+
+def test_apscheduler_fires_at_the_instant_and_also_when_it_is_late() -> None:
+    clock = SystemClock()
+    fired: dict[str, datetime] = {}
+
+    async def scenario() -> None:
+        timer = Timer(
+            AsyncIOScheduler(),
+            clock,
+            lambda tasks: fired.update({task.task_id: clock.now() for task in tasks}),
+        )
+        timer.start()
+        begin = clock.now()
+        tasks = [
+            DueTask(begin + timedelta(seconds=0.2 + number % 50 / 100), new_token(), "probe")
+            for number in range(1_000)
+        ]
+        for task in tasks:
+            timer.register(task)
+        # The loop is held up beyond all of these instants, and longer than APScheduler's own
+        # grace of a second.
+        threading.Event().wait(2)
+        punctual = DueTask(clock.now() + timedelta(seconds=0.3), new_token(), "probe")
+        timer.register(punctual)
+        for _ in range(1_000):
+            if len(fired) == len(tasks) + 1:
+                break
+            await asyncio.sleep(0.01)
+        timer.stop()
+        assert fired.keys() == {task.task_id for task in [*tasks, punctual]}
+        assert fired[punctual.task_id] >= punctual.due
+
+    asyncio.run(scenario())
+
+
+# --------------------------------------------------------------------- the dispatcher
+
+
+class Runs:
+    """Runs that end when the test lets them."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.gates: dict[str, asyncio.Future[None]] = {}
+        self.room = 0
+
+    async def __call__(self, task_id: str) -> None:
+        self.begun.append(task_id)
+        self.gates[task_id] = asyncio.get_running_loop().create_future()
+        await self.gates[task_id]
+
+    def note_room(self) -> None:
+        """Count."""
+        self.room += 1
+
+    async def end(self, task_id: str, error: Exception | None = None) -> None:
+        """Let a run end, and give the loop time to notice."""
+        if error is None:
+            self.gates[task_id].set_result(None)
+        else:
+            self.gates[task_id].set_exception(error)
+        await turns()
+
+
+async def turns() -> None:
+    """A few turns of the loop."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def dispatching(
+    scenario: Callable[[Dispatcher, Runs], Coroutine[Any, Any, None]],
+    max_running: int = 2,
+    lanes: dict[str, int] | None = None,
+) -> None:
+    """Run a scenario with a dispatcher; `lanes` gives the capacities by the tasks' names."""
+
+    async def run() -> None:
+        runs = Runs()
+        chosen = {name: Lane(size) for name, size in (lanes or {"probe": max_running}).items()}
+        dispatcher = Dispatcher(runs, chosen.__getitem__, max_running, runs.note_room)
+        await scenario(dispatcher, runs)
+
+    asyncio.run(run())
+
+
+def named(*ids: str, name: str = "probe") -> Iterable[DueTask]:
+    """Due tasks in the order of their times."""
+    return [due(place, name, task_id) for place, task_id in enumerate(ids)]
+
+
+def test_most_urgent_tasks_start_first_within_the_capacity() -> None:
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        dispatcher.offer(reversed(list(named("a", "b", "c", "d"))))
+        await turns()
+        assert runs.begun == ["a", "b"]
+        assert (dispatcher.running, dispatcher.queued, runs.room) == (2, 2, 0)
+        await runs.end("b")
+        assert runs.begun == ["a", "b", "c"]
+        await runs.end("a")
+        await runs.end("c")
+        await runs.end("d")
+        assert runs.begun == ["a", "b", "c", "d"]
+        assert (dispatcher.running, dispatcher.queued, runs.room) == (0, 0, 4)
+
+    dispatching(scenario)
+
+
+def test_task_that_waits_or_runs_is_not_taken_again() -> None:
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        dispatcher.offer(named("a", "b", "c"))
+        dispatcher.offer(named("a", "b", "c"))
+        await turns()
+        assert [task_id in dispatcher for task_id in "abcd"] == [True, True, True, False]
+        for task_id in "abc":
+            await runs.end(task_id)
+        assert runs.begun == ["a", "b", "c"]
+        assert "a" not in dispatcher
+        dispatcher.offer(named("a"))
+        await turns()
+        assert runs.begun == ["a", "b", "c", "a"]
+        await runs.end("a")
+
+    dispatching(scenario)
+
+
+def test_full_lane_holds_up_no_other() -> None:
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        dispatcher.offer(named("p1", "p2", "p3", name="plain"))
+        dispatcher.offer(named("a1", "a2", "a3", name="async"))
+        await turns()
+        assert runs.begun == ["p1", "a1", "a2"]
+        await runs.end("p1")
+        assert runs.begun == ["p1", "a1", "a2", "p2"]
+        for task_id in ("p2", "a1", "a2", "p3", "a3"):
+            await runs.end(task_id)
+        assert len(runs.begun) == 6
+
+    dispatching(scenario, max_running=3, lanes={"plain": 1, "async": 3})
+
+
+def test_run_that_breaks_off_is_logged_and_left_alone_for_a_moment(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("INFO")
+
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        dispatcher.offer(named("a", "b", "c"))
+        await turns()
+        await runs.end("a", RuntimeError("broken"))
+        assert runs.begun == ["a", "b", "c"]
+        assert "a" in dispatcher
+        runs.gates["b"].cancel()
+        await turns()
+        assert "b" not in dispatcher
+        for _ in range(1_000):
+            if "a" not in dispatcher:
+                break
+            await asyncio.sleep(0.01)
+        dispatcher.offer(named("a"))
+        await turns()
+        assert runs.begun == ["a", "b", "c", "a"]
+        await runs.end("a")
+        await runs.end("c")
+
+    dispatching(scenario)
+    log = capfd.readouterr().err
+    assert "the run of task a broke off" in log
+    assert "RuntimeError: broken" in log
+
+
+def test_drain_starts_nothing_more_and_tells_whether_all_ended() -> None:
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        assert await dispatcher.drain(0)
+        dispatcher.offer(named("never"))
+        await turns()
+        assert runs.begun == []
+
+    dispatching(scenario)
+
+    async def patience(dispatcher: Dispatcher, runs: Runs) -> None:
+        dispatcher.offer(named("a", "b", "c"))
+        await turns()
+        assert not await dispatcher.drain(0.01)
+        draining = asyncio.ensure_future(dispatcher.drain(30))
+        await runs.end("a")
+        assert not draining.done()
+        await runs.end("b")
+        assert await draining
+        assert runs.begun == ["a", "b"]
+
+    dispatching(patience)
+
+
+# -------------------------------------------------------------------------- the sweep
+
+
+@dataclass
+class Swept:
+    """A sweep that the test calls, and what it hands tasks to."""
+
+    sweep: Sweep
+    timer: Timer
+    dispatcher: Dispatcher
+    runs: Runs
+
+
+def sweeping(store: Backend, scenario: Callable[[Swept], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario with a sweep that the test calls."""
+
+    async def run() -> None:
+        runs, clock = Runs(), SystemClock()
+        lane = Lane(1_000_000)
+        dispatcher = Dispatcher(runs, lambda _: lane, 1_000_000, lambda: sweep.note_room())
+        timer = Timer(AsyncIOScheduler(), clock, dispatcher.offer)
+        with store.database() as database:
+            sweep = Sweep(database, timer, dispatcher, clock)
+            timer.start()
+            await scenario(Swept(sweep, timer, dispatcher, runs))
+            timer.stop()
+
+    asyncio.run(run())
+
+
+def test_sweep_brings_what_is_due_soon_and_not_held_yet(store: Backend) -> None:
+    now = [store.insert_task(run_at=later(-seconds)) for seconds in (60, 1)]
+    soon = store.insert_task(run_at=later(4.5))
+    store.insert_task(run_at=later(60))
+    store.insert_task(run_at=later(-60), retry_at=later(60))
+    store.insert_task(run_at=later(-60), missed_at=later(-1))
+    for status in ("running", "done", "failed"):
+        store.insert_task(run_at=later(-60), status=status)
+
+    async def scenario(swept: Swept) -> None:
+        assert swept.sweep.last_at is None
+        assert await swept.sweep.sweep() == 3
+        await turns()
+        assert swept.runs.begun == now
+        assert soon in swept.timer
+        assert swept.sweep.last_at is not None
+        assert await swept.sweep.sweep() == 0
+        for task_id in now:
+            await swept.runs.end(task_id)
+        # They are scheduled still, and due: found again.
+        assert await swept.sweep.sweep() == 2
+
+    sweeping(store, scenario)
+
+
+def test_sweep_takes_a_bounded_number_and_comes_again_when_there_is_room(store: Backend) -> None:
+    store.insert_tasks(12_000, run_at=later(-1))
+
+    async def scenario(swept: Swept) -> None:
+        assert await swept.sweep.sweep() == 5_000
+        assert swept.dispatcher.running == 5_000
+        looping = asyncio.ensure_future(swept.sweep.run())
+        for _ in range(1_000):
+            if swept.dispatcher.running == 12_000:
+                break
+            await asyncio.sleep(0.01)
+        assert swept.dispatcher.running == 12_000
+        looping.cancel()
+
+    sweeping(store, scenario)
+
+
+def test_sweep_stops_at_the_number_that_may_be_held(store: Backend) -> None:
+    store.insert_tasks(10, run_at=later(-1))
+
+    async def scenario(swept: Swept) -> None:
+        instant = SystemClock().now() + timedelta(seconds=4)
+        held = [DueTask(instant, new_token(), "probe") for _ in range(HELD_MAX - 4)]
+        for task in held:
+            swept.timer.register(task)
+        assert await swept.sweep.sweep() == 4
+        assert await swept.sweep.sweep() == 0
+        assert swept.dispatcher.running == 4
+        with swept.timer.withdrawn(held[0].task_id):
+            pass
+        assert await swept.sweep.sweep() == 1
+
+    sweeping(store, scenario)
+
+
+class Heard(logging.Handler):
+    """Keeps what is logged, with tracebacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self.lines.append(self.format(record))
+
+    def count(self, text: str) -> int:
+        """How many lines hold a text."""
+        return sum(text in line for line in self.lines)
+
+
+def test_sweep_outlives_outages_and_mistakes(store: Backend, registry: HandlerRegistry) -> None:
+    heard = Heard()
+    failure: list[Exception] = []
+
+    def fail(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if failure and "ORDER BY coalesce" in statement:
+            raise failure[0]
+
+    with running(store, registry) as client:
+        engine = services_of(client).database.engine
+        event.listen(engine, "before_cursor_execute", fail)
+        failure.append(OperationalError("SELECT", {}, OSError("no route to host")))
+        logger = logging.getLogger("job_scheduler.core.sweep")
+        logger.addHandler(heard)
+        wait_until(lambda: heard.count("the database is away: nothing new is started"))
+        failure[0] = RuntimeError("a mistake of ours")
+        wait_until(lambda: heard.count("a sweep failed"))
+        assert heard.count("RuntimeError: a mistake of ours")
+        failure[0] = OperationalError("SELECT", {}, OSError("no route to host"))
+        assert finished(client, post(client, run_at=later(0))["task_id"])["status"] == "done"
+        inserted = store.insert_task(run_at=later(0))
+        failure.clear()
+        wait_until(lambda: heard.count("the database is back"))
+        assert finished(client, inserted)["status"] == "done"
+        logger.removeHandler(heard)
+    assert heard.count("the database is away: nothing new") == 1
+
+
+def test_health_tells_when_no_sweep_has_succeeded_for_long(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    clock = FixedClock(SystemClock().now())
+    with running(store, registry, clock=clock) as client:
+        wait_until(lambda: services_of(client).sweep.last_at)
+        event.listen(services_of(client).database.engine, "begin", _refuse)
+        clock.instant += timedelta(minutes=1)
+        answer = client.get("/health")
+        assert answer.status_code == 503
+        assert answer.json()["scheduler"]["status"] == "unavailable"
+        event.remove(services_of(client).database.engine, "begin", _refuse)
+        wait_until(lambda: client.get("/health").status_code == 200)
+
+
+def _refuse(*_: Any) -> None:
+    raise OperationalError("BEGIN", {}, OSError("no route to host"))
