@@ -10,7 +10,7 @@ from job_scheduler.config import load_settings
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import DatabaseUnavailable, StartError
 from job_scheduler.logger import configure_logging
-from job_scheduler.migrations.upgrade import create_database, upgrade
+from job_scheduler.migrations.upgrade import create_database, reason_of, upgrade
 
 EXIT_CANNOT_START = 2
 _BACKLOG = 2048
@@ -46,10 +46,12 @@ def serve(
     app = create_app(settings)
     config = uvicorn.Config(app, log_level=settings.log_level.lower())
     server = _AnnouncingServer(config)
-    with listener:
-        server.run(sockets=[listener])
-    if not server.started:
-        raise SystemExit(EXIT_CANNOT_START)
+    try:
+        with listener:
+            server.run(sockets=[listener])
+    except SystemExit:
+        # uvicorn's own way to end after a start that failed; why, it has logged.
+        raise SystemExit(EXIT_CANNOT_START) from None
 
 
 @cli.command("migrate")
@@ -75,9 +77,11 @@ def migrate() -> int:
             applied = upgrade(database)
         finally:
             database.close()
-    except (StartError, DatabaseUnavailable) as error:
-        reason = getattr(error.__cause__, "orig", None)
-        typer.echo(f"{error} {reason or ''}".strip(), err=True)
+    except StartError as error:
+        typer.echo(str(error), err=True)
+        return EXIT_CANNOT_START
+    except DatabaseUnavailable as error:
+        typer.echo(f"The database cannot be reached ({reason_of(error)}). Check DB_URL.", err=True)
         return EXIT_CANNOT_START
     if applied:
         typer.echo(f"Migrated {shown}: applied {', '.join(applied)}.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -224,11 +225,11 @@ def _unavailable(error: DBAPIError | PoolTimeoutError, failure: DatabaseUnavaila
     """Tell an outage (to be reported as `failure`) from a mistake of ours (raised as it is)."""
     if isinstance(error, PoolTimeoutError | InterfaceError):
         return failure
-    code = getattr(error.orig, "pgcode", None)
-    message = str(error.orig)
-    if code == _READ_ONLY_TRANSACTION:
+    if getattr(error.orig, "pgcode", None) == _READ_ONLY_TRANSACTION:
         return failure
-    if isinstance(error, OperationalError) and "no such" not in message:
+    # SQLite's general code stands for a wrong statement; its outages have codes of their own.
+    mistake = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    if isinstance(error, OperationalError) and not mistake:
         _logger.debug("database unavailable", exc_info=error)
         return failure
     return error

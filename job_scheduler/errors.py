@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from job_scheduler import exceptions as domain
-from job_scheduler.constants import BODY_MAX_BYTES
+from job_scheduler.constants import BODY_MAX_BYTES, NAME_MAX_LENGTH
 from job_scheduler.core.schemas import EXAMPLE_ID, INSTANT_REMEDY, Problem
 from job_scheduler.strict_json import UnusableJson
 
@@ -45,6 +45,8 @@ _REMEDIES = {
     "string_pattern_mismatch": "Must not contain NUL, and not be white space alone.",
     "string_type": "Must be text (a JSON string).",
     "string_unicode": "Must be text without halves of surrogate pairs.",
+    "string_too_short": "Must not be empty.",
+    "string_too_long": f"Must have at most {NAME_MAX_LENGTH} characters.",
     "dict_type": "Must be a JSON object, or be left out.",
     "model_attributes_type": "Must be a JSON object, with a name and a run_at at least.",
 }

@@ -50,7 +50,7 @@ def process_started(pid: int, proc: Path = _PROC) -> str | None:
     """
     if proc.exists():
         try:
-            stat = (proc / str(pid) / "stat").read_text()
+            stat = (proc / str(pid) / "stat").read_text(errors="replace")
         except OSError:
             return None
         # The second field is the program's name in parentheses, and may itself contain any.

@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.handlers.registry import HandlerRegistry
@@ -112,6 +114,7 @@ def test_every_notation_of_a_time_comes_back_in_utc_with_z(
         "2031-07-01T10:00:00.123456Z": "2031-07-01T10:00:00.123456Z",
         # What is finer than a microsecond is cut off.
         "2031-07-01T10:00:00.123456999Z": "2031-07-01T10:00:00.123456Z",
+        "2031-07-01T10:00:59.999999Z": "2031-07-01T10:00:59.999999Z",
         "9999-12-31T23:59:59.999999Z": "9999-12-31T23:59:59.999999Z",
     }
     with running(store) as client:
@@ -163,7 +166,7 @@ def test_names_and_payloads_come_back_as_they_were_sent(
     for _ in range(98):
         deep = [deep]
     names = ["x" * 255, "é😀" * 100, " a b ", "'; DROP TABLE scheduled_tasks; --", "a\tb\n"]
-    payloads = [
+    payloads: list[dict[str, Any] | None] = [
         None,
         {},
         {"": None, "ключ": ["é", "\u2028", "😀", "\x01\x7f"]},
@@ -342,6 +345,37 @@ def test_concurrent_repetitions_make_one_task_that_runs_once(
         answers = together([lambda: client.post("/tasks", json=body)] * 16)
         assert {answer.status_code for answer in answers} == {201}
         assert len({answer.json()["created_at"] for answer in answers}) == 1
+        finished(client, body["task_id"])
+        finished(client, post(client, run_at=later(0.1))["task_id"])
+    assert (store.count("name = 'count'"), len(runs)) == (1, 1)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_repetition_after_a_lost_commit_makes_one_task_that_runs_once(
+    store: Backend, registry: HandlerRegistry, made: bool
+) -> None:
+    runs: list[int] = []
+    registry.task("count")(lambda: runs.append(1))
+    body = task_body(task_id=str(uuid4()), name="count", run_at=later(0.5))
+    with running(store, registry) as client:
+        engine = services_of(client).database.engine
+
+        def lose_the_connection(connection: Connection) -> None:
+            event.remove(engine, "commit", lose_the_connection)
+            if made:
+                connection.connection.commit()
+            else:
+                connection.connection.rollback()
+            raise OperationalError("COMMIT", {}, ConnectionError("in the own words of the driver"))
+
+        event.listen(engine, "commit", lose_the_connection)
+        response = client.post("/tasks", json=body)
+        problem = assert_problem(response, 503, "DATABASE_503_UNKNOWN")
+        assert "Repeat the request with the same task_id" in problem["detail"]
+        assert int(response.headers["Retry-After"]) > 0
+        assert "own words" not in response.text
+        assert store.count() == (1 if made else 0)
+        assert post(client, **body)["task_id"] == body["task_id"]
         finished(client, body["task_id"])
         finished(client, post(client, run_at=later(0.1))["task_id"])
     assert (store.count("name = 'count'"), len(runs)) == (1, 1)

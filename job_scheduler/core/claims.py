@@ -71,7 +71,7 @@ def claim(
     given = strict_json.dumps([asdict(request) for request in requests])
     rows = connection.execute(
         statements[connection.dialect.name], {"given": given, "instance_id": instance_id}
-    )
+    ).all()  # at once: on SQLite, a statement left half read would hold up all that follow
     claimed = {
         row.claim_token: Claim(
             task_id=row.task_id,

@@ -89,6 +89,10 @@ NOW_SQL = {
 """The database's clock, for statements written as text; SQLite's ticks in milliseconds."""
 
 
+JSON_TYPE_SQL = {"postgresql": "json_typeof", "sqlite": "json_type"}
+"""The function that tells the type of a JSON value."""
+
+
 @compiles(database_now)
 def _compile_now(_element: object, compiler: SQLCompiler, **_: Any) -> str:
     # Parentheses: SQLite wants them around a default that is an expression.
@@ -158,6 +162,11 @@ class ScheduledTask(Base):
     __table_args__ = (
         CheckConstraint(_one_of("status", TaskStatus), name="status"),
         CheckConstraint("length(name) BETWEEN 1 AND 255", name="name"),
+        # Its members are passed as keyword arguments.
+        *(
+            CheckConstraint(f"{json_type}(payload) = 'object'", name="payload").ddl_if(dialect)
+            for dialect, json_type in JSON_TYPE_SQL.items()
+        ),
         # PostgreSQL knows 'infinity' and the year 294276; Python and ISO 8601 do not.
         CheckConstraint(
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'", name="run_at"

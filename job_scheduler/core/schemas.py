@@ -4,7 +4,16 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    RootModel,
+    SkipValidation,
+)
 from pydantic.config import JsonDict
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -16,6 +25,7 @@ from job_scheduler.constants import (
     TaskStatus,
 )
 from job_scheduler.identifiers import parse_uuid
+from job_scheduler.strict_json import INTEGER_MAX, INTEGER_MIN
 
 EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 _EXAMPLE_TASK: JsonDict = {
@@ -48,8 +58,6 @@ def parse_instant(value: object) -> datetime:
     Raises:
         PydanticCustomError: it is no text, no time, or one outside the years 1 to 9999 in UTC.
     """
-    if isinstance(value, datetime):
-        return value.astimezone(UTC)
     if not isinstance(value, str) or not _INSTANT.fullmatch(value):
         raise PydanticCustomError("instant", f"Not an ISO 8601 date and time. {INSTANT_REMEDY}")
     try:
@@ -93,6 +101,26 @@ GivenUuid = Annotated[
 Uuid = Annotated[str, WithJsonSchema(_UUID_SCHEMA)]
 
 
+_WITHOUT_NUL = r"^[^\x00]*$"
+_OBJECT = Field(json_schema_extra={"propertyNames": {"pattern": _WITHOUT_NUL}})
+
+
+class PayloadValue(
+    RootModel[
+        None
+        | bool
+        | Annotated[str, Field(pattern=_WITHOUT_NUL)]
+        # Both bounds are exact as floats, which FastAPI makes of them.
+        | Annotated[int, Field(ge=INTEGER_MIN, lt=INTEGER_MAX + 1)]
+        # One that is written without fraction and exponent is an integer.
+        | Annotated[float, WithJsonSchema({"type": "number", "not": {"type": "integer"}})]
+        | list["PayloadValue"]
+        | Annotated[dict[str, "PayloadValue"], _OBJECT]
+    ]
+):
+    """Any JSON without NUL, half surrogate pairs and integers beyond 64 bits."""
+
+
 class TaskCreate(BaseModel):
     """A task to be scheduled."""
 
@@ -124,7 +152,8 @@ class TaskCreate(BaseModel):
         ),
     ]
     payload: Annotated[
-        dict[str, JsonValue] | None,
+        # strict_json has examined the values already: this is for the documentation.
+        Annotated[dict[str, SkipValidation[PayloadValue]], _OBJECT] | None,
         Field(description="Keyword arguments for the handler.", examples=[{"hours": 24}]),
     ] = None
     task_id: Annotated[

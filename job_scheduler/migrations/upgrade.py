@@ -41,7 +41,7 @@ def create_database(url: URL) -> bool:
                 connection.execute(text(f"CREATE DATABASE {quoted}"))
     except (OperationalError, ProgrammingError) as error:
         # We may not look, or may not create: connecting to it will say what is the matter.
-        _logger.info("the database %s was not created: %s", url.database, error.orig)
+        _logger.debug("the database %s was not created: %s", url.database, error.orig)
         return False
     else:
         return not there
@@ -84,13 +84,13 @@ def _prepare_once(database: Database, url: URL, *, migrate: bool) -> str | None:
         with database.reading() as connection:
             missing = missing_revisions(connection)
     except DatabaseUnavailable as error:
-        return _reason(error)
+        return reason_of(error)
     if missing:
         raise SchemaError(f"The database's schema lacks revision {', '.join(missing)}. {_MIGRATE}")
     return None
 
 
-def _reason(error: DatabaseUnavailable) -> str:
+def reason_of(error: DatabaseUnavailable) -> str:
     """Return the driver's own words, on one line (they never hold a password)."""
     driver = getattr(error.__cause__, "orig", None) or error.__cause__ or error
     return " ".join(str(driver).split())

@@ -19,6 +19,7 @@ _MILLISECONDS = {
     "postgresql": "int8send((extract(epoch from clock_timestamp()) * 1000)::bigint)",
     "sqlite": "printf('%012x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))",
 }
+_JSON_TYPE = {"postgresql": "json_typeof", "sqlite": "json_type"}
 _UUID_7 = {
     "postgresql": (
         "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing "
@@ -37,6 +38,12 @@ _RUNNING = sa.text("status = 'running'")
 _STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
     " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
 )
+
+# Adding nothing makes SQLite reckon: it would hand February 31st out as it came in.
+_NORMALISED = "strftime('%Y-%m-%d %H:%M:%f000', NEW.run_at, '+0 days')"
+# Without the fraction: SQLite rounds to milliseconds, and so 59.9996 s up to the next minute.
+_WHOLE = "substr(NEW.run_at, 1, 19)"
+_WHOLE_NORMALISED = f"strftime('%Y-%m-%d %H:%M:%S', {_WHOLE}, '+0 days')"
 
 
 def upgrade() -> None:
@@ -63,12 +70,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
         sa.CheckConstraint(
             "status IN ('scheduled', 'running', 'done', 'failed')",
-            name="ck_scheduled_tasks_status",
+            name=op.f("ck_scheduled_tasks_status"),
         ),
-        sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name="ck_scheduled_tasks_name"),
+        sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name=op.f("ck_scheduled_tasks_name")),
+        sa.CheckConstraint(
+            f"{_JSON_TYPE[dialect]}(payload) = 'object'", name=op.f("ck_scheduled_tasks_payload")
+        ),
         sa.CheckConstraint(
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'",
-            name="ck_scheduled_tasks_run_at",
+            name=op.f("ck_scheduled_tasks_run_at"),
         ),
     )
     op.create_index(
@@ -98,7 +108,7 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", _time, nullable=False, server_default=now),
         sa.PrimaryKeyConstraint("instance_id", name="pk_instances"),
         sa.CheckConstraint(
-            "state IN ('starting', 'recovering', 'alive', 'dead')", name="ck_instances_state"
+            "state IN ('starting', 'recovering', 'alive', 'dead')", name=op.f("ck_instances_state")
         ),
     )
     if dialect == "sqlite":
@@ -114,8 +124,9 @@ def _create_sqlite_triggers() -> None:
     for event in ("INSERT", "UPDATE OF run_at"):
         op.execute(
             f"CREATE TRIGGER scheduled_tasks_{event.split()[0].lower()} AFTER {event} "  # noqa: S608 (constants)
-            f"ON scheduled_tasks WHEN NEW.run_at NOT GLOB '{_STORED_FORM}' BEGIN "
-            "UPDATE scheduled_tasks "
-            "SET run_at = strftime('%Y-%m-%d %H:%M:%f000', NEW.run_at) "
+            f"ON scheduled_tasks WHEN NEW.run_at NOT GLOB '{_STORED_FORM}' "
+            # It has the form, and is no time all the same: February 31st, say.
+            f"OR {_WHOLE_NORMALISED} IS NOT {_WHOLE} BEGIN "
+            f"UPDATE scheduled_tasks SET run_at = {_NORMALISED} "
             "WHERE task_id = NEW.task_id; END"
         )
