@@ -33,7 +33,9 @@ def default(context: typer.Context) -> None:
 @cli.command()
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on; 0: any.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="The port to listen on; 0: any.")
+    ] = 8000,
 ) -> None:
     """Start the service. The configuration comes from the environment and from .env."""
     try:

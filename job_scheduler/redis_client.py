@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -78,7 +79,8 @@ class RedisTaskLock:
     def release(self, task_id: str, token: str) -> None:
         """Give the lock back, soon, if `token` still holds it."""
         # Nobody waits for it: should it be lost, the key expires.
-        self._batcher.submit(_Wish(_key(task_id), token, release=True))
+        with suppress(Unavailable):
+            self._batcher.submit(_Wish(_key(task_id), token, release=True))
 
     async def away_since(self) -> datetime | None:
         """Ask Redis whether it is there: None when it is."""

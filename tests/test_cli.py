@@ -61,9 +61,9 @@ def run(directory: Path, *arguments: str, **settings: str) -> "subprocess.Comple
 # ----------------------------------------------------------------------- migrate
 
 
-@pytest.mark.parametrize("command", [MIGRATE, (*MODULE, "migrate")])
+@pytest.mark.postgresql
 def test_migrate_creates_database_and_schema_and_can_be_run_again(
-    missing_database: Backend, tmp_path: Path, command: tuple[str, ...]
+    missing_database: Backend, tmp_path: Path
 ) -> None:
     settings = {"DB_URL": missing_database.db_url}
     url = make_url(missing_database.db_url)
@@ -74,23 +74,24 @@ def test_migrate_creates_database_and_schema_and_can_be_run_again(
     assert "python migrate.py" in refused.stderr
     assert "Traceback" not in refused.stderr
 
-    first = run(tmp_path, *command, **settings)
+    first = run(tmp_path, *MIGRATE, **settings)
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout.splitlines() == [
         f"Created the database {url.database}.",
         f"Migrated {url.render_as_string(hide_password=True)}: applied 0001.",
     ]
-    second = run(tmp_path, *command, **settings)
+    second = run(tmp_path, *MIGRATE, **settings)
     assert (second.returncode, second.stderr) == (0, "")
     assert second.stdout == f"{url.render_as_string(hide_password=True)} is up to date.\n"
     assert missing_database.insert_task()
 
 
-def test_migrate_makes_the_embedded_database(tmp_path: Path) -> None:
-    first = run(tmp_path, *MIGRATE)
+@pytest.mark.parametrize("command", [MIGRATE, (*MODULE, "migrate")])
+def test_migrate_makes_the_embedded_database(tmp_path: Path, command: tuple[str, ...]) -> None:
+    first = run(tmp_path, *command)
     assert first.returncode == 0, first.stderr
     assert first.stdout == "Migrated sqlite:///job_scheduler.db: applied 0001.\n"
-    assert run(tmp_path, *MIGRATE).stdout == "sqlite:///job_scheduler.db is up to date.\n"
+    assert run(tmp_path, *command).stdout == "sqlite:///job_scheduler.db is up to date.\n"
     assert Backend(f"sqlite:///{tmp_path}/job_scheduler.db").insert_task()
 
 
@@ -192,12 +193,14 @@ def test_announced_curl_line_schedules_a_task(tmp_path: Path) -> None:
         assert finished(client, task["task_id"])["status"] == "done"
 
 
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    shown = run(tmp_path, *MODULE, "--help")
+    assert shown.returncode == 0
+    assert "serve" in shown.stdout
+    assert "migrate" in shown.stdout
+
+
 def test_no_command_means_serve(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        refused = run(tmp_path, *MODULE, "--help")
-        assert "serve" in refused.stdout
-        assert "migrate" in refused.stdout
     # Without a port of its own it takes 8000, or says that it is taken.
     with service_process(tmp_path, {"DB_URL": "sqlite:///a.db"}, *MODULE) as service:
         service.launch()
@@ -205,6 +208,7 @@ def test_no_command_means_serve(tmp_path: Path) -> None:
             lambda: service.process.poll() is not None or "is ready: " in service.output(), 30
         )
         assert re.search(r"is ready: http://127.0.0.1:8000|127.0.0.1:8000 \(", service.output())
+        service.stop()
 
 
 def test_taken_port_is_said_in_one_line(tmp_path: Path) -> None:
@@ -231,7 +235,7 @@ def test_address_that_cannot_be_listened_on_is_said(host: str) -> None:
 def test_impossible_port_is_said_in_a_few_words(tmp_path: Path, port: int) -> None:
     refused = run(tmp_path, *MODULE, "serve", f"--port={port}")
     assert refused.returncode == 2
-    assert str(port) in refused.stderr
+    assert "--port" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

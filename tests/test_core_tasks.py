@@ -486,8 +486,10 @@ def test_tasks_around_the_lookahead_all_run_once(store: Backend, registry: Handl
     async def probe(label: str) -> None:
         calls[label] += 1
 
-    posted = {f"posted {ahead}": ahead for ahead in (0, 0.05, 1, 4.95, 4.99, 5, 5.01, 5.05, 6, 6.5)}
-    inserted = {f"inserted {ahead}": ahead for ahead in (0, 2, 8)}
+    posted = {
+        f"posted {ahead}": ahead for ahead in (0.0, 0.05, 1, 4.95, 4.99, 5, 5.01, 5.05, 6, 6.5)
+    }
+    inserted = {f"inserted {ahead}": ahead for ahead in (0.0, 2.0, 8.0)}
     with running(store, registry) as client:
         for label, ahead in inserted.items():
             store.insert_task(run_at=later(ahead), payload=f'{{"label": "{label}"}}')

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
@@ -89,8 +89,7 @@ def test_many_writers_at_once_all_succeed(store: Backend) -> None:
 
     def count_up(connection: Connection) -> None:
         attempt = scalar(connection, "SELECT max(attempt) FROM scheduled_tasks")
-        statement = f"UPDATE scheduled_tasks SET attempt = {attempt} + 1 RETURNING 1"
-        assert scalar(connection, statement) == 1
+        connection.execute(update(tasks).values(attempt=attempt + 1))
 
     def serialized(connection: Connection) -> None:
         if store.dialect == "postgresql":
@@ -195,12 +194,17 @@ def test_connection_that_the_server_has_closed_is_replaced_unnoticed(store: Back
             assert scalar(connection, "SELECT pg_backend_pid()") != pid
 
 
+def change(database: Database, *statements_: str) -> None:
+    """Run statements in a transaction."""
+    with database.writing() as connection:
+        for statement in statements_:
+            connection.exec_driver_sql(statement)
+
+
 @only_postgresql
 def test_read_only_server_is_an_outage(store: Backend) -> None:
-    with store.database() as database:
-        with pytest.raises(DatabaseUnavailable), database.writing() as connection:
-            connection.execute(text("SET TRANSACTION READ ONLY"))
-            connection.execute(text("DELETE FROM scheduled_tasks"))
+    with store.database() as database, pytest.raises(DatabaseUnavailable):
+        change(database, "SET TRANSACTION READ ONLY", "DELETE FROM scheduled_tasks")
 
 
 def test_server_that_is_not_there_is_an_outage() -> None:
@@ -217,13 +221,10 @@ def test_sqlite_file_that_cannot_be_opened_or_written_is_an_outage(
     store: Backend, tmp_path: Path
 ) -> None:
     missing = Backend(f"sqlite:///{tmp_path}/no/such/directory/tasks.db")
-    with missing.database() as database:
-        with pytest.raises(DatabaseUnavailable), database.reading():
-            pass
-    with store.database() as database:
-        with pytest.raises(DatabaseUnavailable), database.writing() as connection:
-            connection.exec_driver_sql("PRAGMA query_only = ON")
-            connection.exec_driver_sql("DELETE FROM scheduled_tasks")
+    with missing.database() as database, pytest.raises(DatabaseUnavailable):
+        change(database, "SELECT 1")
+    with store.database() as database, pytest.raises(DatabaseUnavailable):
+        change(database, "PRAGMA query_only = ON", "DELETE FROM scheduled_tasks")
 
 
 # --------------------------------------------------------------------- connections
@@ -249,11 +250,11 @@ def test_options_of_the_url_win(store: Backend) -> None:
     url = make_url(store.db_url).update_query_dict(
         {"application_name": "mine", "options": "-c statement_timeout=7s"}
     )
-    with Backend(url.render_as_string(hide_password=False)).database() as database:
-        with database.reading() as connection:
-            assert scalar(connection, "SHOW application_name") == "mine"
-            assert scalar(connection, "SHOW statement_timeout") == "7s"
-            assert scalar(connection, "SHOW lock_timeout") == "10s"
+    mine = Backend(url.render_as_string(hide_password=False))
+    with mine.database() as database, database.reading() as connection:
+        assert scalar(connection, "SHOW application_name") == "mine"
+        assert scalar(connection, "SHOW statement_timeout") == "7s"
+        assert scalar(connection, "SHOW lock_timeout") == "10s"
 
 
 @only_sqlite
@@ -267,9 +268,9 @@ def test_sqlite_is_set_up_to_lose_nothing(store: Backend) -> None:
 @only_sqlite
 def test_writes_to_sqlite_take_their_turn_from_the_beginning(store: Backend) -> None:
     with store.database() as database:
-        with statements(database.engine) as executed, database.writing():
-            pass
-        assert executed == ["BEGIN IMMEDIATE"]
+        with statements(database.engine) as executed, database.writing() as connection:
+            scalar(connection, "SELECT 1")
+        assert executed == ["BEGIN IMMEDIATE", "SELECT 1"]
         with statements(database.engine) as executed, database.reading() as connection:
             scalar(connection, "SELECT 1")
         assert executed == ["BEGIN", "SELECT 1"]

@@ -191,7 +191,7 @@ def test_race_with_the_start_ends_with_deleted_or_run(
             post(client, task_id=task_id, name="note", payload={"task_id": task_id}, run_at=run_at)
             answers[task_id] = client.delete(f"/tasks/{task_id}").status_code
 
-        list(threads.map(create_and_cancel, range(160)))
+        list(threads.map(create_and_cancel, range(100)))
         wait_until(lambda: backend.count("status IN ('scheduled', 'running')") == 0)
         left = {task["task_id"]: task["status"] for task in client.get("/tasks").json()}
     assert set(answers.values()) == {200, 409}, "there was no race"

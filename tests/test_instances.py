@@ -19,6 +19,7 @@ from job_scheduler.core.claims import ClaimRequest
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
+from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database, build_engine
 from job_scheduler.identifiers import new_token
 from job_scheduler.process import (
@@ -129,7 +130,7 @@ def test_task_due_while_the_instance_counts_as_dead_runs_when_it_is_back(
         taken = claims.claim(
             connection, heartbeat.instance_id, [ClaimRequest(task_id, new_token())]
         )
-    assert isinstance(refused[0], claims.DueTask)
+    assert isinstance(refused[0], DueTask)
     assert isinstance(taken[0], claims.Claim)
     heartbeat.start()
     heartbeat.stop()
@@ -202,7 +203,7 @@ def test_claim_under_way_holds_up_the_burial_and_none_begins_after_it(store: Bac
         burial.join()
         with database.writing() as connection:
             [refused] = claims.claim(connection, me, [ClaimRequest(second, new_token())])
-        assert isinstance(refused, claims.DueTask)
+        assert isinstance(refused, DueTask)
     heartbeat.start()
     heartbeat.stop()
 

@@ -227,6 +227,16 @@ def test_calls_to_a_hung_redis_are_short(own_redis: RedisProcess) -> None:
     assert attempts[0] < 5  # redis-py's own default would be a minute
 
 
+def test_redis_that_cannot_keep_up_holds_nobody_up(own_redis: RedisProcess) -> None:
+    async def scenario(lock: TaskLock) -> None:
+        waiting = [asyncio.ensure_future(lock.acquire(new_token(), "me")) for _ in range(20_100)]
+        await asyncio.sleep(0)
+        lock.release(new_token(), "me")
+        assert all(await asyncio.gather(*waiting))
+
+    with_lock(own_redis.url, scenario)
+
+
 @pytest.mark.parametrize("trouble", ["stop", "pause"])
 def test_service_goes_on_without_redis_and_says_so(
     store: Backend, registry: HandlerRegistry, own_redis: RedisProcess, trouble: str

@@ -13,12 +13,32 @@ from job_scheduler.core.schemas import Problem
 from job_scheduler.main import create_app
 from tests.support.app import Backend, service_process
 
+# An integer beyond 64 bits is refused, a float of the same value is not. JSON Schema, which knows
+# values and not how they are written, cannot say that: schemathesis leaves such integers out.
+HOOKS = """
+import schemathesis
+
+
+def holds_long_integer(node):
+    if isinstance(node, dict):
+        return any(holds_long_integer(value) for value in node.values())
+    if isinstance(node, list):
+        return any(holds_long_integer(value) for value in node)
+    return isinstance(node, int) and not -(2**63) <= node < 2**63
+
+
+@schemathesis.hook
+def filter_body(context, body):
+    return not holds_long_integer(body)
+"""
+
 # A fixed seed, and no memory of former runs: the same build is tested in the same way.
 SCHEMATHESIS = """
 seed = 2
+hooks = "hooks.py"
 
 [generation]
-max-examples = 25
+max-examples = 15
 deterministic = true
 database = "none"
 
@@ -147,6 +167,7 @@ def test_document_is_the_same_each_time(document: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(SCHEMATHESIS)
+    (tmp_path / "hooks.py").write_text(HOOKS)
     with service_process(tmp_path, store.environment()) as service, service.start():
         run = subprocess.run(
             [
@@ -164,4 +185,4 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         service.stop()
     assert "Operations:       8 selected / 8 total" in run.stdout
     assert "Stateful" in run.stdout
-    assert "Traceback" not in service.output()
+    assert "ERROR" not in service.output()

@@ -654,9 +654,12 @@ class Heard(logging.Handler):
 def test_sweep_outlives_outages_and_mistakes(store: Backend, registry: HandlerRegistry) -> None:
     heard = Heard()
     failure: list[Exception] = []
+    failed = 0
 
     def fail(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        nonlocal failed
         if failure and "ORDER BY coalesce" in statement:
+            failed += 1
             raise failure[0]
 
     with running(store, registry) as client:
@@ -666,6 +669,7 @@ def test_sweep_outlives_outages_and_mistakes(store: Backend, registry: HandlerRe
         logger = logging.getLogger("job_scheduler.core.sweep")
         logger.addHandler(heard)
         wait_until(lambda: heard.count("the database is away: nothing new is started"))
+        wait_until(lambda: failed == 2)
         failure[0] = RuntimeError("a mistake of ours")
         wait_until(lambda: heard.count("a sweep failed"))
         assert heard.count("RuntimeError: a mistake of ours")

@@ -25,8 +25,6 @@ Outcome = Succeeded | Failed
 
 def decide(outcome: Outcome) -> tuple[TaskStatus, Any]:
     """Return the status and the result that a task has after a run with this outcome."""
-    match outcome:
-        case Succeeded(result):
-            return TaskStatus.Done, result
-        case Failed(error):
-            return TaskStatus.Failed, error
+    if isinstance(outcome, Succeeded):
+        return TaskStatus.Done, outcome.result
+    return TaskStatus.Failed, outcome.error

@@ -95,7 +95,7 @@ def elect(connection: Connection, newcomer: Member, watch: Watch) -> InstanceSta
                 living.append(other)
             case None:
                 undecided.append(other)
-            case False:
+            case _:
                 dead.append(other.instance_id)
     instances.bury(connection, dead)
     state = _conclusion(living, undecided)

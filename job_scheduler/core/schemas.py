@@ -25,7 +25,6 @@ from job_scheduler.constants import (
     TaskStatus,
 )
 from job_scheduler.identifiers import parse_uuid
-from job_scheduler.strict_json import INTEGER_MAX, INTEGER_MIN
 
 EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 _EXAMPLE_TASK: JsonDict = {
@@ -110,15 +109,12 @@ class PayloadValue(
         None
         | bool
         | Annotated[str, Field(pattern=_WITHOUT_NUL)]
-        # Both bounds are exact as floats, which FastAPI makes of them.
-        | Annotated[int, Field(ge=INTEGER_MIN, lt=INTEGER_MAX + 1)]
-        # One that is written without fraction and exponent is an integer.
-        | Annotated[float, WithJsonSchema({"type": "number", "not": {"type": "integer"}})]
+        | float
         | list["PayloadValue"]
         | Annotated[dict[str, "PayloadValue"], _OBJECT]
     ]
 ):
-    """Any JSON without NUL, half surrogate pairs and integers beyond 64 bits."""
+    """Any JSON. An integer beyond 64 bits is refused: send it as a string."""
 
 
 class TaskCreate(BaseModel):
