@@ -57,10 +57,9 @@ def test_cancelled_task_never_runs_and_its_neighbour_does(
 ) -> None:
     runs: list[str] = []
     registry.task("note")(lambda who: runs.append(who))
-    run_at = later(0.5)
     scheduler = AsyncIOScheduler()
     with running(store, registry, scheduler=lambda: scheduler) as client:
-        members = {"name": "note", "run_at": run_at}
+        members = {"name": "note", "run_at": later(1.5)}
         cancelled = post(client, **members, payload={"who": "cancelled"})
         neighbour = post(client, **members, payload={"who": "neighbour"})
         assert len(scheduler.get_jobs()) == 1, "tasks of one instant share a job"
@@ -134,7 +133,7 @@ def test_scheduler_that_fails_leaves_the_task_scheduled(store: Backend) -> None:
     scheduler = StubbornScheduler()
     scheduler.willing = True
     with running(store, scheduler=lambda: scheduler) as client:
-        created = post(client, run_at=later(1.5))
+        created = post(client, run_at=later(2))
         path = f"/tasks/{created['task_id']}"
         scheduler.willing = False
         response = client.delete(path)
@@ -150,7 +149,7 @@ def test_scheduler_that_fails_leaves_the_task_scheduled(store: Backend) -> None:
 
 def test_database_that_fails_leaves_the_task_scheduled(store: Backend) -> None:
     with running(store) as client:
-        created = post(client, run_at=later(1.5))
+        created = post(client, run_at=later(2.5))
         path = f"/tasks/{created['task_id']}"
         with deletion_refused(store, created["task_id"]):
             assert_problem(client.delete(path), 500, "TASK_DELETE_500")

@@ -136,10 +136,10 @@ def test_every_notation_of_a_time_comes_back_in_utc_with_z(
 def test_task_of_the_past_runs_at_once(store: Backend, run_at: str, shown: str) -> None:
     with running(store) as client:
         created = post(client, run_at=run_at)
-        task = finished(client, created["task_id"], timeout=3)
+        task = finished(client, created["task_id"])
     assert (task["status"], task["run_at"]) == ("done", shown)
     delay = parse_time(task["started_at"]) - parse_time(task["created_at"])
-    assert delay < timedelta(seconds=3)
+    assert delay < timedelta(seconds=5)
 
 
 def test_all_times_of_a_finished_task_are_utc_with_z(
@@ -156,7 +156,7 @@ def test_all_times_of_a_finished_task_are_utc_with_z(
         for moment in ("run_at", "created_at", "started_at", "finished_at", "updated_at")
     ]
     assert moments == sorted(moments)
-    assert moments[-1] - moments[0] < timedelta(seconds=5)
+    assert moments[-1] - moments[0] < timedelta(seconds=10)
 
 
 def test_names_and_payloads_come_back_as_they_were_sent(
@@ -191,7 +191,7 @@ def test_names_and_payloads_come_back_as_they_were_sent(
 # ---------------------------------------------------------------- when it fails
 
 
-@pytest.mark.parametrize("ahead", [0.5, 4.5])
+@pytest.mark.parametrize("ahead", [2, 4.5])
 def test_scheduler_that_refuses_leaves_nothing_behind(store: Backend, ahead: float) -> None:
     scheduler = StubbornScheduler()
     with running(store, scheduler=lambda: scheduler) as client:
