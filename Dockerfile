@@ -33,4 +33,4 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
 
 # Exec form: there is no shell in between, so SIGTERM reaches uvicorn and tasks may finish.
 STOPSIGNAL SIGTERM
-CMD ["uvicorn", "job_scheduler.main:app", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["uvicorn", "job_scheduler.main:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "5"]

@@ -13,6 +13,8 @@ from job_scheduler.logger import configure_logging
 from job_scheduler.migrations.upgrade import create_database, reason_of, upgrade
 
 EXIT_CANNOT_START = 2
+OPEN_REQUESTS_SECONDS = 5
+"""How long a stop waits for requests that are open; the runs' grace period follows."""
 _BACKLOG = 2048
 
 cli = typer.Typer(
@@ -46,7 +48,11 @@ def serve(
     from job_scheduler.main import create_app  # noqa: PLC0415 (half a second, of which an error needs none)
 
     app = create_app(settings)
-    config = uvicorn.Config(app, log_level=settings.log_level.lower())
+    config = uvicorn.Config(
+        app,
+        log_level=settings.log_level.lower(),
+        timeout_graceful_shutdown=OPEN_REQUESTS_SECONDS,
+    )
     server = _AnnouncingServer(config)
     try:
         with listener:
@@ -103,8 +109,8 @@ class _AnnouncingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then announce."""
         await super().startup(sockets)
-        if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
             typer.echo(_announcement(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
 
 

@@ -1,9 +1,13 @@
 """Settings, read from the environment and from ``.env`` when the service starts."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+from psycopg2 import ProgrammingError
+from psycopg2.extensions import make_dsn
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -28,14 +32,26 @@ def _database_url(value: SecretStr) -> SecretStr:
         url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
     ):
         raise ValueError("must name a file: an in-memory database forgets every task")
+    if url.get_backend_name() == "postgresql":
+        try:
+            make_dsn(**{name: str(option) for name, option in url.query.items()})
+        except ProgrammingError as error:
+            raise ValueError(f"must be {_DATABASE_FORMS} ({str(error).strip()})") from None
     return SecretStr(url.render_as_string(hide_password=False))
 
 
 def _redis_url(value: SecretStr | None) -> SecretStr | None:
     text = value.get_secret_value() if value else ""
-    if text and not text.startswith(("redis://", "rediss://", "unix://")):
+    if not text:
+        return None
+    try:
+        parse_url(text)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        database = urlsplit(text).path.strip("/")
+    except ValueError:
+        raise ValueError(f"must be empty, {_REDIS_FORMS}") from None
+    if not text.startswith("unix://") and database and not database.isdecimal():
         raise ValueError(f"must be empty, {_REDIS_FORMS}")
-    return value if text else None
+    return value
 
 
 class Settings(BaseSettings):
@@ -85,6 +101,8 @@ def load_settings(**overrides: Any) -> Settings:
     """
     try:
         return Settings(**overrides)
+    except UnicodeDecodeError:
+        raise ConfigurationError("Configuration error: .env is not UTF-8. Save it so.") from None
     except ValidationError as error:
         problems = "; ".join(_problem(dict(details)) for details in error.errors())
         raise ConfigurationError(f"Configuration error: {problems}.") from None

@@ -6,7 +6,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -18,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from job_scheduler import strict_json
 from job_scheduler.exceptions import CommitOutcomeUnknown, ConfigurationError, DatabaseUnavailable
+from job_scheduler.threads import DaemonThreads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +26,9 @@ Dialect = Literal["postgresql", "sqlite"]
 _logger = logging.getLogger(__name__)
 
 _THREADS = 4
+# A little longer than the server itself may take over a statement.
+_PATIENCE_SECONDS = 20.0
+_CLOSE_SECONDS = 3.0
 _READ_ONLY_TRANSACTION = "25006"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "fuse.sshfs")
 _MOUNTS = Path("/proc/self/mounts")
@@ -37,11 +40,12 @@ class Database:
     Reads and writes have threads of their own, so that a long list never holds up a claim.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, patience: float = _PATIENCE_SECONDS) -> None:
         self.engine = engine
+        self._patience = patience
         self.dialect: Dialect = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
-        self._readers = ThreadPoolExecutor(_THREADS, thread_name_prefix="database-read")
-        self._writers = ThreadPoolExecutor(_THREADS, thread_name_prefix="database-write")
+        self._readers = DaemonThreads(_THREADS, "database-read")
+        self._writers = DaemonThreads(_THREADS, "database-write")
         # SQLite has one writer at a time. Threads of this process queue here, fairly, rather
         # than in SQLite's busy handler, which sleeps and may starve one of them.
         self._sqlite_writer = threading.Lock() if self.dialect == "sqlite" else nullcontext()
@@ -63,7 +67,7 @@ class Database:
             with self.reading() as connection:
                 return work(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
+        return await self._within_patience(self._readers.submit(call), DatabaseUnavailable())
 
     async def write(
         self,
@@ -75,14 +79,25 @@ class Database:
 
         Raises:
             DatabaseUnavailable: it cannot be reached; nothing was changed.
-            CommitOutcomeUnknown: the connection broke during COMMIT.
+            CommitOutcomeUnknown: the connection broke during COMMIT, or no answer came.
         """
 
         def call() -> T:
             with self.writing() as connection:
                 return work(connection, *args, **kwargs)
 
-        return await asyncio.get_running_loop().run_in_executor(self._writers, call)
+        return await self._within_patience(self._writers.submit(call), CommitOutcomeUnknown())
+
+    async def _within_patience(self, answer: asyncio.Future[T], failure: DatabaseUnavailable) -> T:
+        """Give up on a server that keeps the connection but does not answer.
+
+        The call is left to itself: should the server come round, it may still be carried out.
+        """
+        await asyncio.wait([answer], timeout=self._patience)
+        if not answer.done():
+            answer.cancel()
+            raise failure
+        return answer.result()
 
     async def ping(self, patience: float) -> float:
         """Return in how many seconds the database answers.
@@ -94,6 +109,8 @@ class Database:
         """
         if self._ping is None or self._ping.done():
             self._ping = asyncio.ensure_future(self.read(_round_trip))
+            # Whoever asked may have lost patience before it fails.
+            self._ping.add_done_callback(lambda ping: ping.cancelled() or ping.exception())
         try:
             return await asyncio.wait_for(asyncio.shield(self._ping), patience)
         except TimeoutError:
@@ -125,9 +142,9 @@ class Database:
             raise _unavailable(error, failure) from error
 
     def close(self) -> None:
-        """Wait for the calls under way (each is bounded by the timeouts) and disconnect."""
-        self._readers.shutdown()
-        self._writers.shutdown()
+        """Wait a little for the calls under way, and disconnect."""
+        self._readers.close(_CLOSE_SECONDS)
+        self._writers.close(_CLOSE_SECONDS)
         self.engine.dispose()
 
 
@@ -143,7 +160,7 @@ def build_engine(url: URL, pool_size: int = 2 * _THREADS + 1) -> Engine:
     Raises:
         ConfigurationError: SQLite's file lies on a network file system.
     """
-    json = {"json_serializer": strict_json.dumps}
+    json = {"json_serializer": strict_json.dumps, "json_deserializer": strict_json.loads}
     if url.get_backend_name() == "sqlite":
         _refuse_network_file_system(url)
         engine = create_engine(url, pool_size=pool_size, max_overflow=0, **json)
@@ -169,7 +186,7 @@ def _postgresql_arguments(url: URL) -> dict[str, Any]:
     """
     options = (
         "-c timezone=UTC -c default_transaction_isolation=read\\ committed "
-        "-c statement_timeout=30s -c lock_timeout=10s "
+        "-c statement_timeout=15s -c lock_timeout=10s "
         "-c idle_in_transaction_session_timeout=30s"
     )
     return {
@@ -189,6 +206,8 @@ def _postgresql_arguments(url: URL) -> dict[str, Any]:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     # Without this, Python 3.11's driver begins transactions by itself, too late and deferred.
     connection.isolation_level = None
+    # Another program may have written text that is not UTF-8: one bad row is not to hide the rest.
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout = 10000")
     cursor.execute("PRAGMA journal_mode = WAL")
@@ -223,7 +242,7 @@ def _refuse_network_file_system(url: URL, mounts: Path = _MOUNTS) -> None:
 
 def _unavailable(error: DBAPIError | PoolTimeoutError, failure: DatabaseUnavailable) -> Exception:
     """Tell an outage (to be reported as `failure`) from a mistake of ours (raised as it is)."""
-    if isinstance(error, PoolTimeoutError | InterfaceError):
+    if isinstance(error, PoolTimeoutError | InterfaceError) or error.connection_invalidated:
         return failure
     if getattr(error.orig, "pgcode", None) == _READ_ONLY_TRANSACTION:
         return failure

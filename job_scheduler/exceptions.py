@@ -11,8 +11,7 @@
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
         ├── DatabaseUnavailable ── CommitOutcomeUnknown
-        ├── Overloaded
-        └── Stopping
+        └── Overloaded
 
 The message of each is safe to show to a caller; ``error_code`` is stable and documented.
 Which HTTP status belongs to which error stands in ``errors.py`` alone.
@@ -201,12 +200,3 @@ class Overloaded(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("Too many requests are waiting to be stored. Try again shortly.")
-
-
-class Stopping(Unavailable):
-    """The service is shutting down and takes nothing new."""
-
-    error_code = "STOPPING_503"
-
-    def __init__(self) -> None:
-        super().__init__("The service is stopping. Try again: another instance may answer.")

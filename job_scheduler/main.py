@@ -23,7 +23,6 @@ from job_scheduler.core.dispatcher import Dispatcher, Lane
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
 from job_scheduler.core.handlers.report import build_send_report
-from job_scheduler.core.handlers.threads import HandlerThreads
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
@@ -46,12 +45,16 @@ from job_scheduler.logger import configure_logging
 from job_scheduler.migrations.upgrade import prepare
 from job_scheduler.process import own_identity
 from job_scheduler.redis_client import RedisTaskLock, build_redis
+from job_scheduler.threads import DaemonThreads
 from job_scheduler.web.docs import add_docs
 
 _logger = logging.getLogger(__name__)
 
 _RECORD_SECONDS = 5.0
 """How long the shutdown waits for results to be written, after the grace period."""
+
+_LEAVE_SECONDS = 5.0
+"""How long the shutdown waits for the database to take note of it."""
 
 _DESCRIPTION = """
 Schedule tasks over HTTP: each runs at its time, once, and its result is kept.
@@ -140,12 +143,12 @@ async def _start(
     )
     await database.write(instances.register, heartbeat.member, InstanceState.Starting)
     heartbeat.start()
-    stack.push_async_callback(asyncio.to_thread, heartbeat.stop)
+    stack.push_async_callback(_stop_heartbeat, heartbeat)
     await start_up(database, heartbeat.member, settings.recover_past_tasks, settings.lease_seconds)
     if interrupted := await fail_interrupted(database):
         _logger.warning("%d runs had been cut off: they are marked failed", interrupted)
 
-    threads = HandlerThreads(settings.threads)
+    threads = DaemonThreads(settings.threads, "handler")
     stack.callback(threads.close)
     built_in = HandlerRegistry()
     built_in.task("send_report")(build_send_report(database, clock))
@@ -238,6 +241,16 @@ async def _loop(run: Callable[[], Any]) -> AsyncIterator[None]:
         looping.cancel()
         with suppress(asyncio.CancelledError):
             await looping
+
+
+async def _stop_heartbeat(heartbeat: Heartbeat) -> None:
+    """Take leave of the others, unless the database does not answer."""
+    thread = DaemonThreads(1, "leave")
+    leaving = thread.submit(heartbeat.stop)
+    await asyncio.wait([leaving], timeout=_LEAVE_SECONDS)
+    thread.close()
+    if not leaving.done():
+        _logger.warning("the database does not answer: the others will find this instance gone")
 
 
 async def _drain(dispatcher: Dispatcher, caller: Caller, grace: float) -> None:

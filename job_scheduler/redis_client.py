@@ -8,7 +8,6 @@ made, and who is told "taken" looks whether the token is its own.
 import asyncio
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from redis.retry import Retry
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.exceptions import Unavailable
+from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class RedisTaskLock:
     def __init__(self, client: Redis, clock: Clock) -> None:
         self._client = client
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="redis")
+        self._thread = DaemonThreads(1, "redis")
         self._batcher: Batcher[_Wish, bool] = Batcher(self._flush)
         self._away_since: datetime | None = None
         self._retry_at = 0.0
@@ -84,9 +84,8 @@ class RedisTaskLock:
 
     async def away_since(self) -> datetime | None:
         """Ask Redis whether it is there: None when it is."""
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._client.ping)
+            await self._thread.submit(self._client.ping)
         except RedisError as error:
             self._note_failure(error)
         else:
@@ -96,7 +95,7 @@ class RedisTaskLock:
     async def close(self) -> None:
         """Send what is still to be released, and disconnect."""
         await self._batcher.drain()
-        self._thread.shutdown()
+        self._thread.close(2 * _TIMEOUT)
         self._client.close()
 
     async def _flush(self, wishes: Sequence[_Wish]) -> list[bool]:
@@ -104,7 +103,7 @@ class RedisTaskLock:
         if self._away_since is not None and loop.time() < self._retry_at:
             return [True] * len(wishes)
         try:
-            granted = await loop.run_in_executor(self._thread, self._send, wishes)
+            granted = await self._thread.submit(lambda: self._send(wishes))
         except RedisError as error:
             self._note_failure(error)
             return [True] * len(wishes)

@@ -70,6 +70,23 @@ def dumps(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
+def loads(text: str) -> Any:
+    """Return a stored document, whoever wrote it: never raises.
+
+    One that cannot be parsed or shown (another program may have stored it) becomes an object
+    with its beginning, so that one bad row does not hide the others.
+    """
+    try:
+        document = json.loads(text)
+        if _depth(document) <= JSON_MAX_DEPTH:
+            if _SUSPICIOUS_ESCAPE.search(text):
+                document = json.loads(_clean(json.dumps(document, ensure_ascii=False)))
+            return document
+    except (ValueError, RecursionError):
+        pass  # Not JSON, a number of thousands of digits, or brackets without end.
+    return {"unreadable": _clean(text[:_RESULT_HEAD])}
+
+
 def same(one: Any, other: Any) -> bool:
     """Tell whether two JSON values are equal to a reader of JSON.
 

@@ -142,6 +142,9 @@ def test_bad_value_is_named_with_what_is_allowed_and_what_was_found(
         ("DB_URL", "sqlite:///file:a?mode=memory&uri=true", "must name a file"),
         ("REDIS_URL", "http://:hunter2@h", "must be empty, redis://"),
         ("REDIS_URL", "hunter2", "must be empty, redis://"),
+        ("REDIS_URL", "redis://:hunter2@h:port/0", "must be empty, redis://"),
+        ("REDIS_URL", "redis://:hunter2@h:6379/one", "must be empty, redis://"),
+        ("DB_URL", "postgresql://u:hunter2@h/d?ssl=on", 'invalid connection option "ssl"'),
     ],
 )
 def test_bad_url_is_named_without_its_secrets(
@@ -204,3 +207,10 @@ def test_bad_value_ends_the_start_in_one_line_with_status_2(tmp_path: Path) -> N
     assert "MAX_RUNNING" in line
     assert "(found: 'lots')" in line
     assert "hunter2" not in line
+
+
+def test_env_file_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(b"TASK_MODULES=\xff\n")
+    with pytest.raises(ConfigurationError, match="is not UTF-8"):
+        load_settings(_env_file=file)

@@ -233,7 +233,7 @@ def test_sqlite_file_that_cannot_be_opened_or_written_is_an_outage(
 @only_postgresql
 def test_every_wait_for_postgresql_is_bounded(store: Backend) -> None:
     expected = {
-        "statement_timeout": "30s",
+        "statement_timeout": "15s",
         "lock_timeout": "10s",
         "idle_in_transaction_session_timeout": "30s",
         "default_transaction_isolation": "read committed",

@@ -14,8 +14,8 @@ import pytest
 
 import job_scheduler
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
-from job_scheduler.core.handlers.threads import HandlerThreads
 from job_scheduler.core.outcomes import Outcome, Succeeded
+from job_scheduler.threads import DaemonThreads
 from tests.support.app import Backend, bench, finished, later, post, running, services_of
 from tests.support.services import wait_until
 
@@ -116,7 +116,7 @@ def test_threads_are_bounded_reused_and_end_with_close() -> None:
         return Succeeded(number)
 
     async def scenario() -> None:
-        threads = HandlerThreads(3)
+        threads = DaemonThreads(3, "handler")
         first = threads.submit(lambda: job(0))
         gate.release()
         assert await first == Succeeded(0)
@@ -140,7 +140,7 @@ def test_context_of_the_caller_is_the_handlers_context() -> None:
     variable = contextvars.ContextVar("variable", default="nobody")
 
     async def scenario() -> Outcome:
-        threads = HandlerThreads(1)
+        threads = DaemonThreads(1, "handler")
         variable.set("caller")
         try:
             return await threads.submit(lambda: Succeeded(variable.get()))
@@ -158,7 +158,7 @@ def test_handler_that_ends_after_its_caller_gave_up_frees_its_thread() -> None:
         return Succeeded("late")
 
     async def scenario() -> None:
-        threads = HandlerThreads(1)
+        threads = DaemonThreads(1, "handler")
         given_up = threads.submit(slow)
         following = threads.submit(lambda: Succeeded("next"))
         given_up.cancel()
@@ -177,7 +177,7 @@ def test_handler_that_ends_after_the_loop_disturbs_nobody() -> None:
         return Succeeded("nobody listens")
 
     async def scenario() -> None:
-        threads = HandlerThreads(1)
+        threads = DaemonThreads(1, "handler")
         threads.submit(slow).cancel()
         threads.close()
 

@@ -403,7 +403,6 @@ def test_every_error_code_is_named(store: Backend) -> None:
     never_sent = {
         "SCHEDULER_500",  # a route turns it into a code of its own
         "START_500",  # nobody is served then
-        "STOPPING_503",
     }
     with running(store) as client:
         of_the_framework = {

@@ -12,6 +12,8 @@ from job_scheduler.core.store import DueTask
 _logger = logging.getLogger(__name__)
 
 _BROKEN_PAUSE = 1.0
+QUEUE_MAX = 20_000
+"""Due tasks that wait for capacity in memory, at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,9 +63,12 @@ class Dispatcher:
         return task_id in self._known
 
     def offer(self, tasks: Iterable[DueTask]) -> None:
-        """Take due tasks and start those for which there is capacity."""
+        """Take due tasks and start those for which there is capacity.
+
+        What is too much for memory is left to a later sweep.
+        """
         for task in tasks:
-            if task.task_id in self._known:
+            if task.task_id in self._known or self.queued >= QUEUE_MAX:
                 continue
             lane = self._lane_of(task.name)
             if lane not in self._lanes:

@@ -51,7 +51,10 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and tell the others that this instance has stopped in order."""
+        """End the thread, and tell the others that this instance has stopped in order.
+
+        Waits for the database, for which the caller may not want to wait.
+        """
         self._stop.set()
         self._thread.join()
         try:

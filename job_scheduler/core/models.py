@@ -5,7 +5,6 @@ program's own transaction is a valid task. Times are UTC: ``timestamptz`` on Pos
 ``YYYY-MM-DD HH:MM:SS.ffffff`` on SQLite. UUIDs are text for Python on both.
 """
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,7 +64,7 @@ class JsonText(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:
         """Return the parsed document."""
-        return None if value is None else json.loads(value)
+        return None if value is None else strict_json.loads(value)
 
 
 class database_now(ColumnElement[datetime]):  # noqa: N801 (reads as the SQL function it is)
@@ -170,6 +169,9 @@ class ScheduledTask(Base):
         # PostgreSQL knows 'infinity' and the year 294276; Python and ISO 8601 do not.
         CheckConstraint(
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'", name="run_at"
+        ),
+        CheckConstraint(
+            "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'", name="retry_at"
         ),
         # Each index serves one statement: the sweep, the rescue, the list.
         Index(

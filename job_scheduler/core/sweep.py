@@ -71,7 +71,9 @@ class Sweep:
         held = len(self._timer) + self._dispatcher.queued + self._dispatcher.running
         room = min(_PAGE, HELD_MAX - held)
         if room <= 0:
+            # Nothing is wrong: there is more to do than may wait in memory.
             self._more = True
+            self.last_at = self._clock.now()
             return 0
         # What is held may well be the most urgent: ask for as many more.
         limit = held + room

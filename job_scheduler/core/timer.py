@@ -23,7 +23,7 @@ from job_scheduler.exceptions import SchedulerUnavailable
 _logger = logging.getLogger(__name__)
 
 LOOKAHEAD = timedelta(seconds=5)
-_PUT_BACK_DELAY = timedelta(milliseconds=50)
+_PUT_BACK_DELAY = timedelta(milliseconds=200)
 HELD_MAX = 20_000
 """Tasks held in memory, at most; the sweep brings the rest when there is room."""
 

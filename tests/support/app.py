@@ -21,7 +21,6 @@ from job_scheduler.constants import InstanceState, UnknownTasks
 from job_scheduler.core import instances, store
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.handlers.threads import HandlerThreads
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
 from job_scheduler.core.store import DueTask
@@ -32,6 +31,7 @@ from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
 from job_scheduler.main import create_app
 from job_scheduler.process import own_identity
+from job_scheduler.threads import DaemonThreads
 from tests.support.services import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,7 +193,7 @@ async def bench(
     """A runner of tasks, registered as an instance; `lock` is closed with it."""
     configure_logging("INFO")
     database = Database(build_engine(backend.settings().database))
-    threads = HandlerThreads(16)
+    threads = DaemonThreads(16, "handler")
     caller = Caller(registry, threads, UnknownTasks.Timer)
     lock = lock or InProcessLock()
     instance_id = new_token()

@@ -3,15 +3,15 @@
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.handlers.threads import HandlerThreads
 from job_scheduler.core.outcomes import Failed, Outcome, Succeeded
 from job_scheduler.strict_json import as_result, clean_text
+from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Caller:
     """Calls the handler of a claimed task: an async one on the loop, a plain one in a thread."""
 
     def __init__(
-        self, registry: HandlerRegistry, threads: HandlerThreads, unknown_tasks: UnknownTasks
+        self, registry: HandlerRegistry, threads: DaemonThreads, unknown_tasks: UnknownTasks
     ) -> None:
         self._registry = registry
         self._threads = threads
@@ -73,7 +73,7 @@ class Caller:
 
 async def _outcome_of_async(claim: Claim, function: Callable[..., Any]) -> Outcome:
     try:
-        return Succeeded(as_result(await function(**claim.payload)))
+        return _outcome_of_value(await function(**claim.payload))
     except asyncio.CancelledError:
         raise  # It is the run that was interrupted.
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
@@ -82,9 +82,21 @@ async def _outcome_of_async(claim: Claim, function: Callable[..., Any]) -> Outco
 
 def _outcome_of(claim: Claim, function: Callable[..., Any]) -> Outcome:
     try:
-        return Succeeded(as_result(function(**claim.payload)))
+        return _outcome_of_value(function(**claim.payload))
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
         return _failure(claim, error)
+
+
+def _outcome_of_value(value: object) -> Outcome:
+    if isinstance(value, Awaitable | Generator | AsyncGenerator):
+        # Work that was only announced. To call that done would be a lie.
+        if isinstance(value, Coroutine):
+            value.close()
+        return Failed(
+            f"the handler returned a {type(value).__name__} instead of doing its work: register "
+            "the async function itself, or wrap it in one that is async"
+        )
+    return Succeeded(as_result(value))
 
 
 def _failure(claim: Claim, error: BaseException) -> Failed:

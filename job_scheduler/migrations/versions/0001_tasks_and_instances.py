@@ -80,6 +80,10 @@ def upgrade() -> None:
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'",
             name=op.f("ck_scheduled_tasks_run_at"),
         ),
+        sa.CheckConstraint(
+            "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'",
+            name=op.f("ck_scheduled_tasks_retry_at"),
+        ),
     )
     op.create_index(
         "ix_scheduled_tasks_due",
