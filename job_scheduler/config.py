@@ -36,7 +36,8 @@ def _database_url(value: SecretStr) -> SecretStr:
         try:
             make_dsn(**{name: str(option) for name, option in url.query.items()})
         except ProgrammingError as error:
-            raise ValueError(f"must be {_DATABASE_FORMS} ({str(error).strip()})") from None
+            option = str(error).removeprefix("invalid dsn: ").strip()
+            raise ValueError(f"{option}: must be {_DATABASE_FORMS}") from None
     return SecretStr(url.render_as_string(hide_password=False))
 
 
