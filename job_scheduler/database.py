@@ -29,6 +29,8 @@ _THREADS = 4
 # A little longer than the server itself may take over a statement.
 _PATIENCE_SECONDS = 20.0
 _CLOSE_SECONDS = 3.0
+_WAL_SECONDS = 5.0
+_WAL_PAUSE_SECONDS = 0.02
 _READ_ONLY_TRANSACTION = "25006"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "fuse.sshfs")
 _MOUNTS = Path("/proc/self/mounts")
@@ -210,10 +212,24 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout = 10000")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _switch_to_wal(cursor: sqlite3.Cursor, patience: float = _WAL_SECONDS) -> None:
+    """Of several that switch a new file at once SQLite refuses all but one, without waiting."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            threading.Event().wait(_WAL_PAUSE_SECONDS)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

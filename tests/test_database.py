@@ -1,6 +1,7 @@
 """The database: transactions, outages told from mistakes, and settings of the connections."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -16,12 +17,17 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.models import UtcDateTime
 from job_scheduler.core.store import tasks
-from job_scheduler.database import Database, _refuse_network_file_system, build_engine
+from job_scheduler.database import (
+    Database,
+    _refuse_network_file_system,
+    _switch_to_wal,
+    build_engine,
+)
 from job_scheduler.exceptions import ConfigurationError, DatabaseUnavailable
 from job_scheduler.identifiers import new_task_id, new_token, parse_uuid
 from tests.conftest import POSTGRESQL, SQLITE
 from tests.support.app import Backend, statements
-from tests.support.services import Proxy, find_free_port
+from tests.support.services import Proxy, find_free_port, wait_until
 
 only_sqlite = pytest.mark.parametrize("db_url", [SQLITE], indirect=True)
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
@@ -263,6 +269,35 @@ def test_sqlite_is_set_up_to_lose_nothing(store: Backend) -> None:
     with store.database() as database, database.reading() as connection:
         found = {name: scalar(connection, f"PRAGMA {name}") for name in expected}
     assert found == expected
+
+
+class CountingCursor(sqlite3.Cursor):
+    """Counts what is executed."""
+
+    executed = 0
+
+    def execute(self, *arguments: Any) -> "CountingCursor":
+        """Count, and execute."""
+        self.executed += 1
+        super().execute(*arguments)
+        return self
+
+
+def test_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "new.db"
+    other, mine = (sqlite3.connect(file, timeout=0, check_same_thread=False) for _ in range(2))
+    other.execute("BEGIN EXCLUSIVE")
+    cursor = mine.cursor(CountingCursor)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        _switch_to_wal(cursor, patience=0)
+    switching = threading.Thread(target=_switch_to_wal, args=[cursor, 30])
+    switching.start()
+    wait_until(lambda: cursor.executed >= 3)
+    other.rollback()
+    switching.join()
+    assert mine.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
+    mine.close()
 
 
 @only_sqlite
