@@ -29,7 +29,7 @@ from tests.support.app import (
     service_process,
     services_of,
 )
-from tests.support.services import Proxy
+from tests.support.services import Proxy, wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 only_sqlite = pytest.mark.parametrize("db_url", [SQLITE], indirect=True)
@@ -60,6 +60,9 @@ def test_service_stops_though_the_database_does_not_answer(store: Backend, tmp_p
         behind = Backend(proxy.url_for(store.db_url))
         with service_process(tmp_path, behind.environment()) as service:
             service.start().close()
+            # The heartbeat has its connection by then: it hangs, where a new one would time out.
+            beaten = "SELECT 1 FROM instances WHERE heartbeat_seq > 0"
+            wait_until(lambda: store.sql(beaten), 10, "a heartbeat")
             proxy.stall()
             service.stop()
             assert "the database does not answer" in service.output()

@@ -146,10 +146,10 @@ def _treatment(
 ) -> dict[str, Any]:
     if policy is RecoverPastTasks.Skip:
         return {"missed_at": database_now(), "updated_at": database_now()}
-    begin = f"from {_seconds(last)} " if last else ""
+    period = f"from {_seconds(last)} to" if last else "until"
     return {
         "status": TaskStatus.Failed.value,
-        "result": f"missed: the service was down {begin}to {_seconds(started)}",
+        "result": f"missed: the service was down {period} {_seconds(started)}",
         "finished_at": database_now(),
         "updated_at": database_now(),
     }
