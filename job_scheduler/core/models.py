@@ -68,7 +68,7 @@ class JsonText(TypeDecorator[Any]):
 
 
 class database_now(ColumnElement[datetime]):  # noqa: N801 (reads as the SQL function it is)
-    """The database's clock at this moment (not at the transaction's begin)."""
+    """The database's clock at the statement (not at the transaction's begin)."""
 
     type = UtcDateTime()
     inherit_cache = True
@@ -82,10 +82,13 @@ class new_uuid(ColumnElement[str]):  # noqa: N801 (reads as the SQL function it 
 
 
 NOW_SQL = {
-    "postgresql": "clock_timestamp()",
+    "postgresql": "statement_timestamp()",
     "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
 }
-"""The database's clock, for statements written as text; SQLite's ticks in milliseconds."""
+"""The database's clock, for statements written as text; SQLite's ticks in milliseconds.
+
+It is read once a statement, so that all times which a statement writes agree.
+"""
 
 
 JSON_TYPE_SQL = {"postgresql": "json_typeof", "sqlite": "json_type"}

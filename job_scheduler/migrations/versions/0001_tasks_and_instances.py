@@ -12,7 +12,7 @@ _json = sa.JSON().with_variant(sa.Text(), "sqlite")
 _time = sa.DateTime(timezone=True)
 
 _NOW = {
-    "postgresql": "clock_timestamp()",
+    "postgresql": "statement_timestamp()",
     "sqlite": "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))",
 }
 _MILLISECONDS = {
