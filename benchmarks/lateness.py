@@ -19,8 +19,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.startup import migrate
-from tests.support.app import Backend, service_process
+from tests.support.app import Backend, migrate, service_process
 from tests.support.services import temporary_database, wait_until
 
 AHEAD_SECONDS = 3.0

@@ -13,11 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
-from job_scheduler.database import Database, build_engine
-from job_scheduler.migrations.upgrade import upgrade
-from tests.support.app import Backend, service_process
+from tests.support.app import Backend, migrate, service_process
 from tests.support.services import temporary_database, wait_until
 
 SETTLE_SECONDS = 3.0
@@ -53,13 +49,6 @@ def main() -> None:
                 f"{tasks:>9,} tasks: median {statistics.median(values):.2f} {unit} "
                 f"({min(values):.2f} to {max(values):.2f})"
             )
-
-
-def migrate(url: str) -> None:
-    """Bring a database up to date."""
-    database = Database(build_engine(make_url(url)))
-    upgrade(database)
-    database.close()
 
 
 def measure(backend: Backend) -> tuple[float, float]:

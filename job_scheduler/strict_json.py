@@ -80,11 +80,11 @@ def loads(text: str) -> Any:
         document = json.loads(text)
         if _depth(document) <= JSON_MAX_DEPTH:
             if _SUSPICIOUS_ESCAPE.search(text):
-                document = json.loads(_clean(json.dumps(document, ensure_ascii=False)))
+                document = json.loads(clean_text(json.dumps(document, ensure_ascii=False)))
             return document
     except (ValueError, RecursionError):
         pass  # Not JSON, a number of thousands of digits, or brackets without end.
-    return {"unreadable": _clean(text[:_RESULT_HEAD])}
+    return {"unreadable": clean_text(text[:_RESULT_HEAD])}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -108,14 +108,14 @@ def as_result(value: Any) -> Any:
         plain = to_jsonable_python(value)
         text = json.dumps(plain, separators=(",", ":"))
         if _TO_BE_MENDED.search(text):
-            text = _clean(json.dumps(plain, ensure_ascii=False))
+            text = clean_text(json.dumps(plain, ensure_ascii=False))
             plain = json.loads(text, parse_constant=str)
             text = dumps(plain)
         if _depth(plain) > JSON_MAX_DEPTH:
-            return {"unserializable": _clean(_safe_repr(value)[:_RESULT_HEAD])}
+            return {"unserializable": clean_text(_safe_repr(value)[:_RESULT_HEAD])}
     except (ValueError, TypeError, RecursionError):
         # pydantic raises its own ValueErrors for unknown types, cycles and broken strings.
-        return {"unserializable": _clean(_safe_repr(value)[:_RESULT_HEAD])}
+        return {"unserializable": clean_text(_safe_repr(value)[:_RESULT_HEAD])}
     if len(text) > RESULT_MAX_BYTES:
         return {"truncated": True, "bytes": len(text), "head": text[:_RESULT_HEAD]}
     return plain
@@ -123,10 +123,6 @@ def as_result(value: Any) -> Any:
 
 def clean_text(text: str) -> str:
     """Return `text` fit to be stored and sent: a lone surrogate becomes U+FFFD."""
-    return _clean(text)
-
-
-def _clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -141,7 +137,7 @@ def _object_of_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise UnusableJson("The same key stands here twice. Keep one of them.", _clean(twice))
+        raise UnusableJson("The same key stands here twice. Keep one of them.", clean_text(twice))
     return members
 
 
@@ -193,7 +189,7 @@ def _refuse_forbidden_characters(document: Any) -> None:
             raise UnusableJson(
                 "Text may not contain NUL (\\u0000) or half a surrogate pair "
                 "(\\ud800 to \\udfff). Remove it.",
-                _clean(path) or None,
+                clean_text(path) or None,
             )
         if isinstance(node, dict):
             # A key is examined as a text of its own, at the place where it stands.

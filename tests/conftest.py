@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import make_url
 
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.database import Database, build_engine
-from job_scheduler.migrations.upgrade import upgrade
-from tests.support.app import Backend
+from tests.support.app import Backend, migrate
 from tests.support.services import (
+    RedisProcess,
     Service,
+    ServiceMissing,
     postgresql_server,
     redis_server,
     skip_or_fail,
@@ -50,7 +49,7 @@ def postgresql_database(postgresql: Service) -> Iterator[str]:
     if postgresql.url is None:
         skip_or_fail(f"no PostgreSQL: {postgresql.reason}")
     with temporary_database(postgresql.url) as url:
-        _migrate(url)
+        migrate(url)
         yield url
 
 
@@ -58,7 +57,7 @@ def postgresql_database(postgresql: Service) -> Iterator[str]:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file, to be copied."""
     file = tmp_path_factory.mktemp("sqlite") / "template.db"
-    _migrate(f"sqlite:///{file}")
+    migrate(f"sqlite:///{file}")
     return file
 
 
@@ -98,6 +97,17 @@ def store(db_url: str) -> Backend:
 
 
 @pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
+    """A Redis that the test may take away."""
+    try:
+        process = RedisProcess(tmp_path)
+    except ServiceMissing as missing:
+        skip_or_fail(str(missing))
+    with process:
+        yield process
+
+
+@pytest.fixture
 def registry() -> HandlerRegistry:
     """An empty registry of task handlers."""
     return HandlerRegistry()
@@ -108,9 +118,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.no_cover)
-
-
-def _migrate(url: str) -> None:
-    database = Database(build_engine(make_url(url)))
-    upgrade(database)
-    database.close()

@@ -1,8 +1,7 @@
 """The locks: one suite for both kinds, and what Redis adds: expiry and absence."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,22 +17,9 @@ from tests.support.app import Backend, finished, later, post, running
 from tests.support.services import (
     Proxy,
     RedisProcess,
-    ServiceMissing,
     redis_client,
-    skip_or_fail,
     wait_until,
 )
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A Redis that the test may take away."""
-    try:
-        process = RedisProcess(tmp_path)
-    except ServiceMissing as missing:
-        skip_or_fail(str(missing))
-    with process:
-        yield process
 
 
 def redis_lock(url: str) -> RedisTaskLock:

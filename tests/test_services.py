@@ -72,17 +72,6 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield service.url or skip_or_fail(service.reason)
 
 
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
-    """A Redis that the test may take away."""
-    try:
-        process = RedisProcess(tmp_path)
-    except ServiceMissing as missing:
-        skip_or_fail(str(missing))
-    with process:
-        yield process
-
-
 # -------------------------------------------------------------------- PostgreSQL
 
 

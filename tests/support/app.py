@@ -15,6 +15,7 @@ import httpx
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, text
+from sqlalchemy.engine import make_url
 
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState, UnknownTasks
@@ -30,6 +31,7 @@ from job_scheduler.dependencies import Services
 from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
 from job_scheduler.main import create_app
+from job_scheduler.migrations.upgrade import upgrade
 from job_scheduler.process import own_identity
 from job_scheduler.threads import DaemonThreads
 from tests.support.services import wait_until
@@ -106,6 +108,13 @@ class Backend:
     def environment(self) -> dict[str, str]:
         """The environment of a service process on this backend."""
         return {"DB_URL": self.db_url, "REDIS_URL": self.redis_url or "", "LEASE_SECONDS": "2"}
+
+
+def migrate(url: str) -> None:
+    """Bring a database up to date."""
+    database = Database(build_engine(make_url(url)))
+    upgrade(database)
+    database.close()
 
 
 def later(seconds: float) -> str:
