@@ -1,23 +1,16 @@
 """The documentation pages in a real browser that can reach nothing but the service."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
+
+from tests.support.app import service_process
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route, ViewportSize
 
-ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CLOSED_NETWORK = (
     "--disable-background-networking",
@@ -25,7 +18,6 @@ CLOSED_NETWORK = (
     "--no-first-run",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-START_SECONDS = 30
 PAGE_MILLISECONDS = 30_000
 VIEWPORT: "ViewportSize" = {"width": 1280, "height": 1400}
 REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"
@@ -33,61 +25,12 @@ REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 pytestmark = pytest.mark.browser
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Look until the condition holds or the time is over."""
-    end = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        pause.wait(0.1)
-    return True
-
-
 @pytest.fixture(scope="module")
 def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The service as a newcomer starts it: a process of its own, on the embedded database."""
-    directory = tmp_path_factory.mktemp("service")
-    log = directory / "log"
-    port = free_port()
-    command = [sys.executable, "-m", "job_scheduler", "serve"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    kept = {
-        name: value for name, value in os.environ.items() if name not in {"DB_URL", "REDIS_URL"}
-    }
-    environment = kept | {"PYTHONPATH": str(ROOT)}
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: is_ready(url) or process.poll() is not None, START_SECONDS)
-            if not is_ready(url):
-                pytest.fail(f"the service did not get ready:\n{log.read_text()}")
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with service_process(tmp_path_factory.mktemp("service"), {}) as service:
+        service.start().close()
+        yield service.url
 
 
 @pytest.fixture(scope="module")
