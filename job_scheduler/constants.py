@@ -2,7 +2,7 @@
 
     POST ─▶ scheduled ──claim──▶ running ──record──▶ done │ failed
                 │                   │
-                │                   └── its process died ─▶ failed
+                │                   └── cut off, by on_crash ─▶ scheduled │ failed │ unknown
                 └── missed, RECOVER_PAST_TASKS=fail ─▶ failed
 
 DELETE removes a task that is scheduled; it moves nothing.
@@ -18,14 +18,45 @@ class TaskStatus(StrEnum):
     Running = "running"
     Done = "done"
     Failed = "failed"
+    Unknown = "unknown"
 
 
 TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.Scheduled: frozenset({TaskStatus.Running, TaskStatus.Failed}),
-    TaskStatus.Running: frozenset({TaskStatus.Done, TaskStatus.Failed}),
+    TaskStatus.Running: frozenset(
+        {TaskStatus.Scheduled, TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown}
+    ),
     TaskStatus.Done: frozenset(),
     TaskStatus.Failed: frozenset(),
+    TaskStatus.Unknown: frozenset(),
 }
+
+
+class OnCrash(StrEnum):
+    """What becomes of a task whose run was cut off before it could say how it ended.
+
+    ``fail``: it is failed. ``retry``: it is scheduled again as long as attempts are left, else
+    failed. ``hold``: it is ``unknown``, for a person to decide.
+    """
+
+    Fail = "fail"
+    Retry = "retry"
+    Hold = "hold"
+
+
+class RunOutcome(StrEnum):
+    """How one attempt ended, as its entry in the history says.
+
+    ``interrupted``: the service stopped before it ended. ``crashed``: its instance was found
+    dead. ``lost``: its result came when it was no longer wanted, since the instance had been
+    taken for dead; what became of the task was decided without it.
+    """
+
+    Done = "done"
+    Failed = "failed"
+    Interrupted = "interrupted"
+    Crashed = "crashed"
+    Lost = "lost"
 
 
 class InstanceState(StrEnum):
@@ -55,6 +86,9 @@ class UnknownTasks(StrEnum):
     Timer = "timer"
     Reject = "reject"
 
+
+MAX_ATTEMPTS_LIMIT = 1_000
+"""Attempts that a task may be given, at most."""
 
 NAME_MAX_LENGTH = 255
 """Characters in a task's name, at most."""

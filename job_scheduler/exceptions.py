@@ -128,7 +128,7 @@ class TaskConflict(JobSchedulerError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(
-            f"Task {task_id} exists already with another name, run_at or payload. "
+            f"Task {task_id} was made by another request. "
             "Repeat the same body, or choose a new task_id."
         )
         self.task_id = task_id

@@ -301,7 +301,8 @@ def test_state_machine_agrees_with_its_drawing() -> None:
         if "└──" in line:
             corner = line.index("└")
             [origin] = [s for s in stations if main.index(s) <= corner <= main.index(s) + len(s)]
-            edges.add((origin, line.rsplit("─▶", 1)[1].strip()))
+            targets = line.rsplit("─▶", 1)[1].split("│")
+            edges |= {(origin, target.strip()) for target in targets}
     in_code = {
         (former.value, target.value)
         for former, targets in TRANSITIONS.items()

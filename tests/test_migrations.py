@@ -218,8 +218,9 @@ def test_name_and_run_at_alone_make_a_valid_task(store: Backend) -> None:
     task_ids = [store.insert_task("probe", run_at="2027-07-01 10:00:00.000000") for _ in range(50)]
     row = store.row(task_ids[0])
     assert row["run_at"] == datetime(2027, 7, 1, 10, tzinfo=UTC)
-    assert (row["status"], row["attempt"]) == (TaskStatus.Scheduled, 0)
-    given = {"task_id", "name", "run_at", "status", "attempt", "created_at", "updated_at"}
+    assert (row["status"], row["attempt"], row["max_attempts"]) == (TaskStatus.Scheduled, 0, 1)
+    given = {"task_id", "name", "run_at", "status", "attempt", "max_attempts"}
+    given |= {"created_at", "updated_at"}
     assert {name: value for name, value in row.items() if name not in given} == dict.fromkeys(
         row.keys() - given
     )
@@ -262,7 +263,7 @@ def test_task_of_another_programs_transaction_counts_when_it_commits(store: Back
         {"name": ""},
         {"name": "x" * 256},
         {"name": None},
-        {"status": "unknown"},
+        {"status": "unheard of"},
         {"payload": "[1]"},
         {"payload": "7"},
         {"payload": "not json"},

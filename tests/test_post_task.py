@@ -95,6 +95,8 @@ def test_answer_is_the_whole_task_and_its_address(store: Backend) -> None:
         "started_at": None,
         "finished_at": None,
         "missed_at": None,
+        "max_attempts": 1,
+        "on_crash": None,
     }
 
 

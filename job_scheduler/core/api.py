@@ -82,7 +82,14 @@ async def create_task(
     if services.settings.unknown_tasks is UnknownTasks.Reject and registry.get(wanted.name) is None:
         raise UnknownTaskName(wanted.name, registry.names())
     task_id = wanted.task_id or new_task_id(services.clock.now())
-    new = NewTask(task_id, wanted.name, wanted.run_at, wanted.payload)
+    new = NewTask(
+        task_id,
+        wanted.name,
+        wanted.run_at,
+        wanted.payload,
+        wanted.max_attempts,
+        wanted.on_crash,
+    )
     try:
         with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
             stored = await services.creates.submit(new)

@@ -6,6 +6,7 @@ program's own transaction is a valid task. Times are UTC: ``timestamptz`` on Pos
 """
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -15,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Dialect,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -29,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from job_scheduler import strict_json
-from job_scheduler.constants import InstanceState, TaskStatus
+from job_scheduler.constants import InstanceState, OnCrash, RunOutcome, TaskStatus
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -125,7 +127,7 @@ _Uuid = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 _Json = JSON(none_as_null=True).with_variant(JsonText(), "sqlite")
 
 
-def _one_of(column: str, values: type[TaskStatus] | type[InstanceState]) -> str:
+def _one_of(column: str, values: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(member.value) for member in values)})"
 
 
@@ -135,6 +137,7 @@ class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
             "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
             "pk": "pk_%(table_name)s",
         }
     )
@@ -154,6 +157,8 @@ class ScheduledTask(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
     attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    max_attempts: Mapped[int] = mapped_column(Integer, server_default="1")
+    on_crash: Mapped[str | None] = mapped_column(Text)
     retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     claim_token: Mapped[str | None] = mapped_column(_Uuid)
     instance_id: Mapped[str | None] = mapped_column(_Uuid)
@@ -164,6 +169,8 @@ class ScheduledTask(Base):
     __table_args__ = (
         CheckConstraint(_one_of("status", TaskStatus), name="status"),
         CheckConstraint("length(name) BETWEEN 1 AND 255", name="name"),
+        CheckConstraint("max_attempts >= 1", name="max_attempts"),
+        CheckConstraint(_one_of("on_crash", OnCrash), name="on_crash"),
         # Its members are passed as keyword arguments.
         *(
             CheckConstraint(f"{json_type}(payload) = 'object'", name="payload").ddl_if(dialect)
@@ -191,6 +198,47 @@ class ScheduledTask(Base):
         ),
         Index("ix_scheduled_tasks_list", "run_at", "task_id"),
     )
+
+
+class TaskRun(Base):
+    """One attempt at a task that has ended, and how; it goes with its task."""
+
+    __tablename__ = "task_runs"
+
+    task_id: Mapped[str] = mapped_column(
+        _Uuid, ForeignKey("scheduled_tasks.task_id", ondelete="CASCADE"), primary_key=True
+    )
+    claim_token: Mapped[str] = mapped_column(_Uuid, primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    scheduled_for: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
+    outcome: Mapped[str] = mapped_column(Text)
+    result: Mapped[Any | None] = mapped_column(_Json)
+    instance_id: Mapped[str | None] = mapped_column(_Uuid)
+
+    __table_args__ = (CheckConstraint(_one_of("outcome", RunOutcome), name="outcome"),)
+
+
+class CatchUp(Base):
+    """The release of the tasks that a downtime made overdue, while it is under way.
+
+    At most one row. `held_at` is set while a person has yet to approve it: the tasks concerned
+    bear that very instant as their `missed_at`. `released_until` is up to when releases have
+    been given out, so that their rate holds over a restart.
+    """
+
+    __tablename__ = "catch_up"
+
+    singleton: Mapped[int] = mapped_column(Integer, primary_key=True, server_default="1")
+    overdue: Mapped[int] = mapped_column(Integer)
+    down_from: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    down_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    held_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    approved_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    released_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (CheckConstraint("singleton = 1", name="singleton"),)
 
 
 class Instance(Base):

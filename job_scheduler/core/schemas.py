@@ -21,7 +21,9 @@ from pydantic_core import PydanticCustomError
 from job_scheduler.constants import (
     LIST_DEFAULT_LIMIT,
     LIST_MAX_LIMIT,
+    MAX_ATTEMPTS_LIMIT,
     NAME_MAX_LENGTH,
+    OnCrash,
     TaskStatus,
 )
 from job_scheduler.identifiers import parse_uuid
@@ -37,6 +39,8 @@ _EXAMPLE_TASK: JsonDict = {
     "updated_at": "2026-11-23T08:15:30.123456Z",
     "payload": None,
     "attempt": 0,
+    "max_attempts": 1,
+    "on_crash": None,
     "retry_at": None,
     "instance_id": None,
     "started_at": None,
@@ -152,6 +156,24 @@ class TaskCreate(BaseModel):
         Annotated[dict[str, SkipValidation[PayloadValue]], _OBJECT] | None,
         Field(description="Keyword arguments for the handler.", examples=[{"hours": 24}]),
     ] = None
+    max_attempts: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=1,
+            le=MAX_ATTEMPTS_LIMIT,
+            description="How often it may be started. 1: at most once, a run that is cut off is "
+            "not repeated. More: at least once, a run that is cut off is repeated.",
+        ),
+    ] = 1
+    on_crash: Annotated[
+        OnCrash | None,
+        Field(
+            description="What becomes of the task when its run is cut off by a crash or a stop: "
+            "`fail`; `retry`, as long as attempts are left; or `hold`, status `unknown`, for a "
+            "person to decide. By default `retry` while attempts are left, else `fail`."
+        ),
+    ] = None
     task_id: Annotated[
         GivenUuid | None,
         Field(
@@ -175,13 +197,15 @@ class Task(BaseModel):
         JsonValue,
         Field(
             description="When done: what the handler returned. When failed: the error or the "
-            "reason, as text. Else null."
+            "reason, as text; likewise when unknown. Else null."
         ),
     ]
     created_at: datetime
     updated_at: datetime
     payload: dict[str, JsonValue] | None
     attempt: Annotated[int, Field(description="How often it has been started.")]
+    max_attempts: Annotated[int, Field(description="How often it may be started.")]
+    on_crash: OnCrash | None
     retry_at: Annotated[
         datetime | None, Field(description="When it is to start, if not at run_at.")
     ]

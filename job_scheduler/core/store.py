@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, delete, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from job_scheduler import strict_json
-from job_scheduler.constants import TaskStatus
+from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime
 from job_scheduler.exceptions import TaskConflict, TaskNotCancellable, TaskNotFound
 
@@ -31,6 +31,8 @@ class NewTask:
     name: str
     run_at: datetime
     payload: dict[str, Any] | None
+    max_attempts: int = 1
+    on_crash: OnCrash | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,11 +48,19 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
     """Insert tasks; return, in the same order, each as stored.
 
     A task whose id exists already is not inserted again: the answer is the present one when
-    it has the same name, run_at and payload, else ``TaskConflict``.
+    it was made by the same request, else ``TaskConflict``.
     """
     values = [
-        {"task_id": task.task_id, "name": task.name, "run_at": task.run_at, "payload": task.payload}
-        for task in new
+        {
+            "task_id": task.task_id,
+            "name": task.name,
+            "run_at": task.run_at,
+            "payload": task.payload,
+            "max_attempts": task.max_attempts,
+            "on_crash": task.on_crash,
+        }
+        # In order: two batches with the same ids would else wait for each other.
+        for task in sorted(new, key=lambda task: task.task_id)
     ]
     insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     statement = insert_into(tasks).on_conflict_do_nothing().returning(*SHOWN)
@@ -69,6 +79,7 @@ def _stored_or_conflict(task: NewTask, row: TaskRow | None) -> TaskRow | TaskCon
         and task.name == row["name"]
         and task.run_at == row["run_at"]
         and strict_json.same(task.payload, row["payload"])
+        and (task.max_attempts, task.on_crash) == (row["max_attempts"], row["on_crash"])
     )
     return row if row is not None and same else TaskConflict(task.task_id)
 

@@ -1,4 +1,4 @@
-"""Create the tables of tasks and instances."""
+"""Create the tables of tasks, their runs, the catch-up after a downtime, and instances."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -61,6 +61,8 @@ def upgrade() -> None:
         sa.Column("created_at", _time, nullable=False, server_default=now),
         sa.Column("updated_at", _time, nullable=False, server_default=now),
         sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("max_attempts", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("on_crash", sa.Text),
         sa.Column("retry_at", _time),
         sa.Column("claim_token", _uuid),
         sa.Column("instance_id", _uuid),
@@ -69,10 +71,14 @@ def upgrade() -> None:
         sa.Column("missed_at", _time),
         sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
         sa.CheckConstraint(
-            "status IN ('scheduled', 'running', 'done', 'failed')",
+            "status IN ('scheduled', 'running', 'done', 'failed', 'unknown')",
             name=op.f("ck_scheduled_tasks_status"),
         ),
         sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name=op.f("ck_scheduled_tasks_name")),
+        sa.CheckConstraint("max_attempts >= 1", name=op.f("ck_scheduled_tasks_max_attempts")),
+        sa.CheckConstraint(
+            "on_crash IN ('fail', 'retry', 'hold')", name=op.f("ck_scheduled_tasks_on_crash")
+        ),
         sa.CheckConstraint(
             f"{_JSON_TYPE[dialect]}(payload) = 'object'", name=op.f("ck_scheduled_tasks_payload")
         ),
@@ -100,6 +106,7 @@ def upgrade() -> None:
         sqlite_where=_RUNNING,
     )
     op.create_index("ix_scheduled_tasks_list", "scheduled_tasks", ["run_at", "task_id"])
+    _create_runs(now)
     op.create_table(
         "instances",
         sa.Column("instance_id", _uuid, nullable=False),
@@ -117,6 +124,45 @@ def upgrade() -> None:
     )
     if dialect == "sqlite":
         _create_sqlite_triggers()
+
+
+def _create_runs(now: sa.TextClause) -> None:
+    """Create the history of attempts, and the one row that a catch-up is."""
+    op.create_table(
+        "task_runs",
+        sa.Column("task_id", _uuid, nullable=False),
+        sa.Column("claim_token", _uuid, nullable=False),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("scheduled_for", _time, nullable=False),
+        sa.Column("started_at", _time, nullable=False),
+        sa.Column("finished_at", _time, nullable=False, server_default=now),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("result", _json),
+        sa.Column("instance_id", _uuid),
+        sa.PrimaryKeyConstraint("task_id", "claim_token", name="pk_task_runs"),
+        sa.ForeignKeyConstraint(
+            ["task_id"],
+            ["scheduled_tasks.task_id"],
+            name="fk_task_runs_task_id",
+            ondelete="CASCADE",
+        ),
+        sa.CheckConstraint(
+            "outcome IN ('done', 'failed', 'interrupted', 'crashed', 'lost')",
+            name=op.f("ck_task_runs_outcome"),
+        ),
+    )
+    op.create_table(
+        "catch_up",
+        sa.Column("singleton", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("overdue", sa.Integer, nullable=False),
+        sa.Column("down_from", _time),
+        sa.Column("down_until", _time, nullable=False),
+        sa.Column("held_at", _time),
+        sa.Column("approved_at", _time),
+        sa.Column("released_until", _time),
+        sa.PrimaryKeyConstraint("singleton", name="pk_catch_up"),
+        sa.CheckConstraint("singleton = 1", name=op.f("ck_catch_up_singleton")),
+    )
 
 
 def _create_sqlite_triggers() -> None:
