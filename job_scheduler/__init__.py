@@ -9,7 +9,8 @@ Task handlers are registered with ``task``::
         return f"Hello {name}"
 """
 
+from job_scheduler.core.handlers.context import RunContext
 from job_scheduler.core.handlers.registry import task
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "task"]
+__all__ = ["RunContext", "__version__", "task"]

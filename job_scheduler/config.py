@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     threads: int = Field(default=16, ge=1, le=1_000)
     max_running: int = Field(default=100, ge=1, le=10_000)
     lease_seconds: float = Field(default=15.0, ge=2, le=3_600)
+    loop_stall_seconds: float = Field(default=300.0, ge=1, le=86_400)
     shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)
     database_wait: float = Field(default=30.0, ge=0, le=86_400)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

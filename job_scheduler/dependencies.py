@@ -12,6 +12,7 @@ from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
+from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.store import NewTask, TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
@@ -34,6 +35,7 @@ class Services:
     dispatcher: Dispatcher
     sweep: Sweep
     heartbeat: Heartbeat
+    shutdown: Shutdown
 
 
 async def _services(request: Request) -> Services:

@@ -4,8 +4,10 @@ import asyncio
 import importlib
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
 from job_scheduler.core.recovery import start_up
-from job_scheduler.core.rescue import fail_interrupted
+from job_scheduler.core.rescue import Rescue, rescue_orphans
+from job_scheduler.core.shutdown import Shutdown
+from job_scheduler.core.stall import StallWatch
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.core.timer import Timer
@@ -45,13 +49,11 @@ from job_scheduler.logger import configure_logging
 from job_scheduler.migrations.upgrade import prepare
 from job_scheduler.process import own_identity
 from job_scheduler.redis_client import RedisTaskLock, build_redis
+from job_scheduler.signals import stop_signals
 from job_scheduler.threads import DaemonThreads
 from job_scheduler.web.docs import add_docs
 
 _logger = logging.getLogger(__name__)
-
-_RECORD_SECONDS = 5.0
-"""How long the shutdown waits for results to be written, after the grace period."""
 
 _LEAVE_SECONDS = 5.0
 """How long the shutdown waits for the database to take note of it."""
@@ -140,13 +142,13 @@ async def _start(
         Member(new_task_id(clock.now()), own_identity()),
         settings.lease_seconds,
         new_id=lambda: new_task_id(clock.now()),
+        check_loop=StallWatch(asyncio.get_running_loop(), settings.loop_stall_seconds).check,
     )
     await database.write(instances.register, heartbeat.member, InstanceState.Starting)
     heartbeat.start()
     stack.push_async_callback(_stop_heartbeat, heartbeat)
     await start_up(database, heartbeat.member, settings.recover_past_tasks, settings.lease_seconds)
-    if interrupted := await fail_interrupted(database):
-        _logger.warning("%d runs had been cut off: they are marked failed", interrupted)
+    await rescue_orphans(database)
 
     threads = DaemonThreads(settings.threads, "handler")
     stack.callback(threads.close)
@@ -173,10 +175,21 @@ async def _start(
     )
     sweep = Sweep(database, timer, dispatcher, clock)
 
-    stack.push_async_callback(_drain, dispatcher, caller, settings.shutdown_grace)
+    rescue = Rescue(
+        database,
+        heartbeat,
+        runner.under_way,
+        settings.lease_seconds,
+        time.monotonic,
+        cut_off=partial(caller.cut_off, repeatable_only=True),
+    )
+    await stack.enter_async_context(_loop(rescue.run))
+    shutdown = Shutdown(dispatcher, caller, settings.shutdown_grace)
+    stack.push_async_callback(shutdown.finish)
     timer.start()
     stack.callback(timer.stop)
     await stack.enter_async_context(_loop(sweep.run))
+    stack.enter_context(stop_signals(shutdown.note_signal))
     _logger.info(
         "started: %s, lock %s, handlers %s",
         settings.database.render_as_string(hide_password=True),
@@ -195,6 +208,7 @@ async def _start(
         dispatcher=dispatcher,
         sweep=sweep,
         heartbeat=heartbeat,
+        shutdown=shutdown,
     )
 
 
@@ -251,17 +265,6 @@ async def _stop_heartbeat(heartbeat: Heartbeat) -> None:
     thread.close()
     if not leaving.done():
         _logger.warning("the database does not answer: the others will find this instance gone")
-
-
-async def _drain(dispatcher: Dispatcher, caller: Caller, grace: float) -> None:
-    """Let the runs end; after `grace` seconds cut them off and let that be recorded."""
-    if not await dispatcher.drain(grace):
-        caller.interrupt()
-        if not await dispatcher.drain(_RECORD_SECONDS):
-            _logger.error(
-                "%d results could not be written: the next start marks these runs as interrupted",
-                dispatcher.running,
-            )
 
 
 def _document_errors(app: FastAPI) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -15,11 +16,13 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
 from job_scheduler.clock import SystemClock
-from job_scheduler.constants import InstanceState, TaskStatus
+from job_scheduler.constants import InstanceState
 from job_scheduler.core import claims
-from job_scheduler.core.claims import Claim, ClaimRequest, Record
+from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.locks import InProcessLock, TaskLock
+from job_scheduler.core.outcomes import Failed, Succeeded, decide
+from job_scheduler.core.records import Record, record
 from job_scheduler.core.store import DueTask
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
 from job_scheduler.identifiers import new_token
@@ -635,23 +638,26 @@ def test_result_is_only_recorded_under_the_claims_own_token(
     token = new_token()
 
     async def scenario(one: Bench) -> None:
-        write(one, claims.claim, one.instance_id, [ClaimRequest(task_id, token)])
-        right = Record(task_id, token, TaskStatus.Done, "right")
-        wrong = Record(task_id, new_token(), TaskStatus.Failed, "wrong")
-        assert write(one, claims.record, [wrong]) == [False]
+        [mine] = write(one, claims.claim, one.instance_id, [ClaimRequest(task_id, token)])
+        assert isinstance(mine, Claim)
+        right = Record(mine, decide(Succeeded("right"), 1, 1, None))
+        stale = Record(replace(mine, token=new_token()), decide(Failed("wrong"), 1, 1, None))
+        assert write(one, record, [stale]) == [False]
         assert store.row(task_id)["status"] == "running"
-        assert write(one, claims.record, [wrong, right]) == [False, True]
+        assert write(one, record, [stale, right]) == [False, True]
         ended = store.row(task_id)
         # A repetition after an unknown outcome: it had happened.
-        assert write(one, claims.record, [right]) == [True]
-        assert write(one, claims.record, [wrong]) == [False]
+        assert write(one, record, [right]) == [True]
+        assert write(one, record, [stale]) == [False]
         assert store.row(task_id) == ended
         assert (ended["status"], ended["result"]) == ("done", "right")
+        entries = store.sql("SELECT outcome FROM task_runs ORDER BY outcome")
+        assert [entry["outcome"] for entry in entries] == ["done", "lost"]
 
     on_bench(store, registry, scenario)
 
 
-def test_result_of_a_lost_claim_is_dropped_and_logged(
+def test_result_of_a_lost_claim_is_kept_in_the_history_alone(
     store: Backend, registry: HandlerRegistry, capfd: pytest.CaptureFixture[str]
 ) -> None:
     @registry.task("probe")
@@ -718,7 +724,7 @@ def commits_break(engine: Engine, statement: str, *, after: bool) -> Iterator[li
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["it had happened", "it had not happened"])
-@pytest.mark.parametrize("statement", ["status = 'running',", "status = ended.status"])
+@pytest.mark.parametrize("statement", ["status = 'running',", "status = given.status"])
 def test_commit_of_unknown_outcome_neither_repeats_nor_loses_a_run(
     store: Backend, registry: HandlerRegistry, statement: str, after: bool
 ) -> None:

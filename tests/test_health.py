@@ -89,7 +89,7 @@ def test_sound_service_says_so_part_by_part(backend: Backend) -> None:
     assert report["lock"] == {"status": "ok", "backend": lock, "latency_ms": None, "since": None}
     scheduler = report["scheduler"]
     assert parse_time(scheduler.pop("last_sweep_at")) <= parse_time(report["time"])
-    assert scheduler == {"status": "ok", "held": 1, "queued": 0, "running": 0}
+    assert scheduler == {"status": "ok", "stopping": False, "held": 1, "queued": 0, "running": 0}
 
 
 @pytest.mark.redis

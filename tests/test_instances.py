@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def build_heartbeat(store: Backend, lease: float = 2.0) -> Heartbeat:
     member = Member(new_token(), own_identity())
     with database.writing() as connection:
         instances.register(connection, member, InstanceState.Alive)
-    return Heartbeat(database, member, lease, new_token)
+    return Heartbeat(database, member, lease, new_token, lambda: None)
 
 
 def row_of(store: Backend, instance_id: str) -> dict[str, Any]:
@@ -187,10 +188,14 @@ def test_claim_under_way_holds_up_the_burial_and_none_begins_after_it(store: Bac
 
     def bury() -> None:
         with other.writing() as connection:
-            instances.bury(connection, [me])
+            instances.bury(connection, [last])
         buried.set()
 
     with store.database() as database, store.database() as other:
+        with database.reading() as connection:
+            seen = {one.instance_id: one for one in instances.others(connection, new_token())}
+        # Its heart beats while the burial waits: as if that beat had been the last.
+        last = replace(seen[me], heartbeat_seq=seen[me].heartbeat_seq + 1)
         burial = threading.Thread(target=bury)
         with database.writing() as connection:
             [claim] = claims.claim(connection, me, [ClaimRequest(first, new_token())])

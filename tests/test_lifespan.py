@@ -363,7 +363,7 @@ def test_stop_ends_when_results_cannot_be_written(
             proxy.cut()
         gate.set()
     log = capfd.readouterr().err
-    assert "1 results could not be written: the next start marks these runs" in log
+    assert "1 results could not be written: others mark these runs" in log
     assert "the others will find this instance gone" in log
     with running(store, registry) as client:
         row = client.get(f"/tasks/{task['task_id']}").json()

@@ -16,8 +16,9 @@ from job_scheduler.constants import InstanceState, RecoverPastTasks, TaskStatus
 from job_scheduler.core import instances
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.instances import Member
-from job_scheduler.core.recovery import Watch, elect, recover, start_up
-from job_scheduler.core.rescue import fail_interrupted
+from job_scheduler.core.recovery import elect, recover, start_up
+from job_scheduler.core.rescue import rescue_orphans
+from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
 from job_scheduler.logger import configure_logging
 from job_scheduler.process import ProcessIdentity, own_identity
@@ -311,36 +312,6 @@ def test_instance_that_is_silent_for_a_lease_is_dead(store: Backend) -> None:
     assert state_of(store, former) == "dead"
 
 
-def test_watch_judges_by_the_heartbeat_on_its_own_clock(store: Backend) -> None:
-    now = 100.0
-    with store.database() as database:
-        add_instance(database, ELSEWHERE)
-        mine = add_instance(database, own_identity())
-        gone = add_instance(database, GONE)
-
-        def look(watch: Watch) -> list[bool | None]:
-            with database.reading() as connection:
-                rows = instances.others(connection, mine)
-            return [watch.is_alive(row) for row in rows if row.instance_id != gone]
-
-        silent, beating = (Watch(own_identity(), 15, lambda: now) for _ in range(2))
-        assert look(silent) == look(beating) == [None]
-        now = 114.9
-        assert look(silent) == [None]
-        now = 115.0
-        assert look(silent) == [False]
-        store.sql("UPDATE instances SET heartbeat_seq = heartbeat_seq + 1")
-        assert look(beating) == [True]
-
-        with database.reading() as connection:
-            judged = {
-                row.instance_id: Watch(own_identity(), 15, lambda: now).is_alive(row)
-                for row in instances.others(connection, str(uuid4()))
-            }
-        assert judged[mine] is True
-        assert judged[gone] is False
-
-
 @pytest.mark.parametrize("policy", [RecoverPastTasks.Fail, RecoverPastTasks.Skip])
 def test_of_several_that_start_at_once_one_recovers(
     store: Backend, policy: RecoverPastTasks, capfd: pytest.CaptureFixture[str]
@@ -417,8 +388,8 @@ def test_running_tasks_of_dead_instances_fail_and_those_of_living_ones_go_on(
             store.insert_task(run_at=later(-60), instance_id=dead),
         ]
         before = [store.row(task_id) for task_id in others]
-        assert asyncio.run(fail_interrupted(database)) == 4
-        assert asyncio.run(fail_interrupted(database)) == 0
+        assert asyncio.run(rescue_orphans(database)) == 4
+        assert asyncio.run(rescue_orphans(database)) == 0
     for task_id in cut_off:
         row = store.row(task_id)
         assert row["status"] == TaskStatus.Failed

@@ -1,9 +1,9 @@
-"""Claim and record: the two statements that make a task run once.
+"""The claim: the statement that makes a task run once.
 
-A claim moves ``scheduled`` to ``running`` and puts a new token on the row; a record moves
-``running`` to its end only where that token still stands. Either may be repeated, late or
-done by two at once without harm. Many go in one statement each: the batch is passed as one
-JSON parameter, so that the statement's text never changes.
+It moves ``scheduled`` to ``running``, counts the attempt and puts a new token on the row; the
+result is later recorded under that token alone (``records.py``). It may be repeated, late or
+done by two at once without harm. Many go in one statement: the batch is passed as one JSON
+parameter, so that the statement's text never changes.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Row, case, func, select, text
 
 from job_scheduler import strict_json
-from job_scheduler.constants import TaskStatus
+from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.models import NOW_SQL, UtcDateTime
 from job_scheduler.core.store import DueTask, tasks
 
@@ -28,26 +28,52 @@ class ClaimRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A task that is ours to run, until its result is recorded under the same token."""
+class Run:
+    """One attempt at a task that is under way: who runs it, and by which token it is known.
+
+    `due` is when it was to start: a first attempt at the task's run_at, however late it was
+    released to run; a later one when it was to be repeated.
+    """
 
     task_id: str
     token: str
-    name: str
-    payload: dict[str, Any]
+    instance_id: str
+    attempt: int
+    max_attempts: int
+    on_crash: OnCrash | None
     due: datetime
     started_at: datetime
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """How a claimed run ended."""
+class Claim(Run):
+    """A run that is ours, until its result is recorded under its token."""
 
-    task_id: str
-    token: str
-    status: TaskStatus
-    result: Any
+    name: str
+    payload: dict[str, Any]
+
+
+DUE = case(
+    (tasks.c.attempt <= 1, tasks.c.run_at), else_=func.coalesce(tasks.c.retry_at, tasks.c.run_at)
+)
+"""When the attempt that a running task's row tells of was to start."""
+
+RUN_COLUMNS = [
+    tasks.c.task_id,
+    tasks.c.claim_token,
+    tasks.c.instance_id,
+    tasks.c.attempt,
+    tasks.c.max_attempts,
+    tasks.c.on_crash,
+    DUE.label("due"),
+    tasks.c.started_at,
+]
+"""What ``run_of`` reads of a running task."""
+
+
+def run_of(row: Row[Any]) -> Run:
+    """Return the attempt that a running task's row tells of."""
+    return Run(**_run_members(row))
 
 
 def claim(
@@ -73,15 +99,7 @@ def claim(
         statements[connection.dialect.name], {"given": given, "instance_id": instance_id}
     ).all()  # at once: on SQLite, a statement left half read would hold up all that follow
     claimed = {
-        row.claim_token: Claim(
-            task_id=row.task_id,
-            token=row.claim_token,
-            name=row.name,
-            payload=row.payload or {},
-            due=row.due,
-            started_at=row.started_at,
-            attempt=row.attempt,
-        )
+        row.claim_token: Claim(**_run_members(row), name=row.name, payload=row.payload or {})
         for row in rows
     }
     waiting: dict[str, DueTask] = {}
@@ -99,46 +117,24 @@ def claim(
     return [claimed.get(request.token) or waiting.get(request.task_id) for request in requests]
 
 
-def record(connection: Connection, records: Sequence[Record]) -> list[bool]:
-    """Write results; tell for each, in the same order, whether it stands.
-
-    False: the row does not bear the token any more, so that the result came too late. A
-    repetition of a record that was written already answers True and changes nothing.
-    """
-    given = strict_json.dumps(
-        [
-            {
-                "task_id": record.task_id,
-                "token": record.token,
-                "status": record.status.value,
-                # JSON inside JSON, as text: it is stored as it is, not taken apart.
-                "result": None if record.result is None else strict_json.dumps(record.result),
-            }
-            for record in records
-        ]
-    )
-    written = set(connection.scalars(_RECORD[connection.dialect.name], {"given": given}))
-    late = [entry.task_id for entry in records if entry.token not in written]
-    if late:
-        written |= set(
-            connection.scalars(
-                select(tasks.c.claim_token).where(
-                    tasks.c.task_id.in_(late), tasks.c.status != TaskStatus.Running.value
-                )
-            )
-        )
-    return [entry.token in written for entry in records]
+def _run_members(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "task_id": row.task_id,
+        "token": row.claim_token,
+        "instance_id": row.instance_id,
+        "attempt": row.attempt,
+        "max_attempts": row.max_attempts,
+        "on_crash": row.on_crash and OnCrash(row.on_crash),
+        "due": row.due,
+        "started_at": row.started_at,
+    }
 
 
 _GIVEN = {
-    "postgresql": (
-        "json_to_recordset(CAST(:given AS json)) "
-        "AS given(task_id uuid, token uuid, status text, result text)"
-    ),
+    "postgresql": "json_to_recordset(CAST(:given AS json)) AS given(task_id uuid, token uuid)",
     "sqlite": (
         "(SELECT json_extract(value, '$.task_id') AS task_id, "
-        "json_extract(value, '$.token') AS token, json_extract(value, '$.status') AS status, "
-        "json_extract(value, '$.result') AS result FROM json_each(:given)) AS given"
+        "json_extract(value, '$.token') AS token FROM json_each(:given)) AS given"
     ),
 }
 
@@ -147,6 +143,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
     now = NOW_SQL[dialect]
     row_lock = alive_lock = ""
     if dialect == "postgresql":
+        # Rows are locked in the order of their ids, so that two batches cannot deadlock.
         row_lock = "FOR NO KEY UPDATE OF task" + ("" if repeated else " SKIP LOCKED")
         # Collides with whoever declares this instance dead, and not with its heartbeat.
         alive_lock = "FOR KEY SHARE"
@@ -173,42 +170,19 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             SELECT 1 FROM instances
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
-        RETURNING task_id, claim_token, name, payload, coalesce(retry_at, run_at) AS due,
-            started_at, attempt
+        RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
+            CASE WHEN attempt <= 1 THEN run_at ELSE coalesce(retry_at, run_at) END AS due,
+            started_at, name, payload
         """  # noqa: S608 (made of constants)
     ).columns(
         task_id=tasks.c.task_id.type,
         claim_token=tasks.c.claim_token.type,
+        instance_id=tasks.c.instance_id.type,
         payload=tasks.c.payload.type,
         due=UtcDateTime,
         started_at=UtcDateTime,
     )
 
 
-def _record_statement(dialect: str) -> Any:
-    now = NOW_SQL[dialect]
-    # Rows are locked in the order of their ids, so that two batches cannot deadlock.
-    row_lock, result = "", "ended.result"
-    if dialect == "postgresql":
-        row_lock, result = "FOR NO KEY UPDATE OF task", "CAST(ended.result AS json)"
-    return text(
-        f"""
-        WITH ended AS MATERIALIZED (
-            SELECT task.task_id AS id, given.status AS status, given.result AS result
-            FROM {_GIVEN[dialect]}
-            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-            WHERE task.status = 'running' AND task.claim_token = given.token
-            ORDER BY task.task_id {row_lock}
-        )
-        UPDATE scheduled_tasks SET
-            status = ended.status, result = {result}, finished_at = {now}, updated_at = {now}
-        FROM ended
-        WHERE scheduled_tasks.task_id = ended.id
-        RETURNING claim_token
-        """  # noqa: S608 (made of constants)
-    ).columns(claim_token=tasks.c.claim_token.type)
-
-
 _CLAIM = {dialect: _claim_statement(dialect, repeated=False) for dialect in NOW_SQL}
 _CLAIM_REPEATED = {dialect: _claim_statement(dialect, repeated=True) for dialect in NOW_SQL}
-_RECORD = {dialect: _record_statement(dialect) for dialect in NOW_SQL}

@@ -77,11 +77,13 @@ class Dispatcher:
             self._known.add(task.task_id)
         self._start_runs()
 
-    async def drain(self, seconds: float) -> bool:
-        """Start nothing any more, wait up to `seconds` for the runs; tell whether all ended."""
+    def stop(self) -> None:
+        """Start nothing any more."""
         self._stopping = True
+
+    async def drain(self, seconds: float) -> bool:
+        """Wait up to `seconds` for the runs; tell whether all have ended."""
         if self._runs:
-            _logger.info("waiting up to %g s for %d running tasks", seconds, len(self._runs))
             await asyncio.wait(self._runs, timeout=seconds)
         return not self._runs
 

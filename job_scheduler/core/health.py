@@ -111,8 +111,10 @@ def _scheduler(services: Services) -> SchedulerHealth:
     last = services.sweep.last_at
     # The first sweep runs when the service has just started.
     overdue = last is not None and services.clock.now() - last > _SWEEP_OVERDUE
+    works = services.timer.running and not overdue and not services.shutdown.has_begun
     return SchedulerHealth(
-        status="ok" if services.timer.running and not overdue else "unavailable",
+        status="ok" if works else "unavailable",
+        stopping=services.shutdown.has_begun,
         last_sweep_at=last,
         held=len(services.timer),
         queued=services.dispatcher.queued,

@@ -6,6 +6,7 @@ can hold up.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from job_scheduler.constants import InstanceState
@@ -24,15 +25,23 @@ class Heartbeat:
 
     An instance that the others have declared dead (it was paused for longer than its lease)
     takes part again under a new id, from `new_id`: what it claimed under the old one is lost.
+    Before each beat it calls `check_loop`, which may end a process whose loop hangs.
     """
 
     def __init__(
-        self, database: Database, member: Member, lease: float, new_id: Callable[[], str]
+        self,
+        database: Database,
+        member: Member,
+        lease: float,
+        new_id: Callable[[], str],
+        check_loop: Callable[[], None],
     ) -> None:
         self._database = database
         self._member = member
         self._new_id = new_id
         self._interval = lease / _BEATS_PER_LEASE
+        self._check_loop = check_loop
+        self._beaten_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -45,6 +54,10 @@ class Heartbeat:
     def instance_id(self) -> str:
         """The id under which this instance claims at present."""
         return self._member.instance_id
+
+    def silent_for(self) -> float:
+        """Return for how many seconds no heartbeat has reached the database."""
+        return time.monotonic() - self._beaten_at
 
     def start(self) -> None:
         """Begin to beat."""
@@ -70,11 +83,14 @@ class Heartbeat:
         Raises:
             DatabaseUnavailable: the database cannot be reached.
         """
+        reborn = None
         with self._database.writing() as connection:
-            if instances.beat(connection, self.instance_id):
-                return
-            reborn = Member(self._new_id(), self._member.process)
-            instances.register(connection, reborn, InstanceState.Alive)
+            if not instances.beat(connection, self.instance_id):
+                reborn = Member(self._new_id(), self._member.process)
+                instances.register(connection, reborn, InstanceState.Alive)
+        self._beaten_at = time.monotonic()
+        if reborn is None:
+            return
         _logger.warning(
             "this instance was declared dead as %s: it takes part again as %s",
             self.instance_id,
@@ -84,6 +100,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
+            self._check_loop()
             try:
                 self.beat()
             except DatabaseUnavailable:

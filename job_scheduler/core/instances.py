@@ -92,19 +92,30 @@ def move(
     return bool(changed.rowcount)
 
 
-def bury(connection: Connection, dead: Sequence[str]) -> None:
-    """Mark instances dead; their last heartbeat stays, it tells until when they lived.
+def bury(connection: Connection, condemned: Sequence[InstanceRow]) -> list[str]:
+    """Mark instances dead, unless their heart has beaten since; return the ids of the dead.
 
-    Their rows are locked FOR UPDATE first: that collides with the FOR KEY SHARE of a claim, so
-    that one which is under way ends before, and none begins after.
+    Their last heartbeat stays: it tells until when they lived. Their rows are locked FOR UPDATE
+    first: that collides with the FOR KEY SHARE of a claim, so that one which is under way ends
+    before, and none begins after.
     """
-    condemned = select(instances.c.instance_id).where(instances.c.instance_id.in_(dead))
-    connection.execute(condemned.order_by(instances.c.instance_id).with_for_update())
+    seen = {other.instance_id: other.heartbeat_seq for other in condemned}
+    rows = connection.execute(
+        select(instances.c.instance_id, instances.c.heartbeat_seq)
+        .where(
+            instances.c.instance_id.in_(seen),
+            instances.c.state != InstanceState.Dead.value,
+        )
+        .order_by(instances.c.instance_id)
+        .with_for_update()
+    )
+    dead = [row.instance_id for row in rows if row.heartbeat_seq == seen[row.instance_id]]
     connection.execute(
         update(instances)
         .where(instances.c.instance_id.in_(dead))
         .values(state=InstanceState.Dead.value)
     )
+    return dead
 
 
 def beat(connection: Connection, instance_id: str) -> bool:

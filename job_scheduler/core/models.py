@@ -170,6 +170,10 @@ class ScheduledTask(Base):
         CheckConstraint(_one_of("status", TaskStatus), name="status"),
         CheckConstraint("length(name) BETWEEN 1 AND 255", name="name"),
         CheckConstraint("max_attempts >= 1", name="max_attempts"),
+        CheckConstraint(
+            "status != 'running' OR (claim_token IS NOT NULL AND started_at IS NOT NULL)",
+            name="running",
+        ),
         CheckConstraint(_one_of("on_crash", OnCrash), name="on_crash"),
         # Its members are passed as keyword arguments.
         *(

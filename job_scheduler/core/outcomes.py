@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from job_scheduler.constants import TaskStatus
+from job_scheduler.constants import OnCrash, RunOutcome, TaskStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,49 @@ class Failed:
     error: str
 
 
-Outcome = Succeeded | Failed
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """The run ended before its handler did: whether its work was done is not known.
+
+    `outcome` is ``Interrupted`` (by this process itself) or ``Crashed`` (with its process).
+    """
+
+    reason: str
+    outcome: RunOutcome = RunOutcome.Interrupted
 
 
-def decide(outcome: Outcome) -> tuple[TaskStatus, Any]:
-    """Return the status and the result that a task has after a run with this outcome."""
-    if isinstance(outcome, Succeeded):
-        return TaskStatus.Done, outcome.result
-    return TaskStatus.Failed, outcome.error
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """The task was claimed, but its handler was never called: nothing has happened."""
+
+
+Outcome = Succeeded | Failed | CutOff | NotStarted
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to be written: the task's status and result, and the attempt's entry.
+
+    With ``outcome`` None the attempt never was: it has no entry, and is given back.
+    """
+
+    status: TaskStatus
+    result: Any
+    outcome: RunOutcome | None
+
+
+def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash | None) -> Decision:
+    """Return what a run with this outcome makes of its task; attempts are counted from 1."""
+    match outcome:
+        case Succeeded(result):
+            return Decision(TaskStatus.Done, result, RunOutcome.Done)
+        case Failed(error):
+            return Decision(TaskStatus.Failed, error, RunOutcome.Failed)
+        case NotStarted():
+            return Decision(TaskStatus.Scheduled, None, None)
+        case CutOff(reason, how):
+            if on_crash is OnCrash.Hold:
+                return Decision(TaskStatus.Unknown, reason, how)
+            if on_crash is not OnCrash.Fail and attempt < max_attempts:
+                return Decision(TaskStatus.Scheduled, reason, how)
+            return Decision(TaskStatus.Failed, reason, how)

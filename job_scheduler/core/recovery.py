@@ -8,7 +8,6 @@ before that, since only instances that are alive may claim.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,44 +18,15 @@ from job_scheduler.core import instances
 from job_scheduler.core.instances import InstanceRow, Member
 from job_scheduler.core.models import database_now
 from job_scheduler.core.store import tasks
+from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
-from job_scheduler.process import ProcessIdentity, is_gone, is_running
+from job_scheduler.process import is_running
 
 _logger = logging.getLogger(__name__)
 
 _BATCH = 1_000
 _POLL_SECONDS = 0.1
 _FORGET_AFTER = timedelta(days=7)
-
-
-class Watch:
-    """Judges the others by what one observer sees, on its own monotonic clock.
-
-    A process of this very host is known to run or to be gone. One elsewhere lives when its
-    heartbeat advances, and is dead when it has not for a whole lease.
-    """
-
-    def __init__(
-        self, process: ProcessIdentity, lease: float, monotonic: Callable[[], float]
-    ) -> None:
-        self._process = process
-        self._lease = lease
-        self._monotonic = monotonic
-        self._first_seen: dict[str, tuple[int, float]] = {}
-
-    def is_alive(self, other: InstanceRow) -> bool | None:
-        """Tell whether `other` lives; None when that cannot be known yet."""
-        if is_running(other.process, self._process):
-            return True
-        if is_gone(other.process, self._process):
-            return False
-        now = self._monotonic()
-        heartbeat, since = self._first_seen.setdefault(
-            other.instance_id, (other.heartbeat_seq, now)
-        )
-        if other.heartbeat_seq != heartbeat:
-            return True
-        return False if now - since >= self._lease else None
 
 
 async def start_up(
@@ -86,19 +56,11 @@ async def start_up(
 def elect(connection: Connection, newcomer: Member, watch: Watch) -> InstanceState:
     """Draw the conclusion from what the others are doing; return the newcomer's state after it."""
     instances.serialize_election(connection)
-    living: list[InstanceRow] = []
-    undecided: list[InstanceRow] = []
-    dead: list[str] = []
-    for other in instances.others(connection, newcomer.instance_id):
-        match watch.is_alive(other):
-            case True:
-                living.append(other)
-            case None:
-                undecided.append(other)
-            case _:
-                dead.append(other.instance_id)
-    instances.bury(connection, dead)
-    state = _conclusion(living, undecided)
+    view = watch.look(instances.others(connection, newcomer.instance_id))
+    instances.bury(connection, view.dead)
+    # A process of this very host need not be seen to beat.
+    here = [other for other in view.undecided if is_running(other.process, newcomer.process)]
+    state = _conclusion(view.living + here, view.undecided)
     if state is not InstanceState.Starting:
         instances.move(connection, newcomer.instance_id, [InstanceState.Starting], state)
     return state

@@ -308,6 +308,7 @@ class SchedulerHealth(BaseModel):
     """How the scheduler does."""
 
     status: str
+    stopping: Annotated[bool, Field(description="The service was told to stop.")]
     last_sweep_at: datetime | None
     held: Annotated[int, Field(description="Tasks that the timer holds in memory.")]
     queued: Annotated[int, Field(description="Due tasks that wait for capacity.")]

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from job_scheduler.batching import Batcher
-from job_scheduler.core import claims
-from job_scheduler.core.claims import Claim, ClaimRequest, Record
+from job_scheduler.core import claims, records
+from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.locks import TaskLock
-from job_scheduler.core.outcomes import decide
+from job_scheduler.core.outcomes import Failed, Outcome, decide
+from job_scheduler.core.records import Record
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
@@ -19,12 +20,41 @@ from job_scheduler.identifiers import new_token
 _logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
+_UNSTORABLE = Failed("it ended, but its result could not be stored; the service's log says why")
 
 T = TypeVar("T")
 
 
+class RunsUnderWay:
+    """The tokens of this process's runs, from before the claim until the record."""
+
+    def __init__(self) -> None:
+        self._tokens: set[str] = set()
+        self._unrecorded: set[str] = set()
+
+    def __contains__(self, token: str) -> bool:
+        """Tell whether the run of this token is under way here."""
+        return token in self._tokens
+
+    def is_unrecorded(self, token: str) -> bool:
+        """Tell whether this run was here, and how it ended could not be stored."""
+        return token in self._unrecorded
+
+    def add(self, token: str) -> None:
+        """Begin."""
+        self._tokens.add(token)
+
+    def remove(self, token: str) -> None:
+        """End."""
+        self._tokens.discard(token)
+
+    def note_unrecorded(self, token: str) -> None:
+        """Remember that the handler was called, though nothing in the database says so."""
+        self._unrecorded.add(token)
+
+
 class TaskRunner:
-    """Runs tasks, each at most once: `run_task` is started for one that is due.
+    """Runs tasks: `run_task` is started for one that is due.
 
     `instance_id` tells under whose name claims are made; `put_back` takes a task that is still
     scheduled but was not to be had at this moment.
@@ -45,6 +75,7 @@ class TaskRunner:
         self._put_back = put_back
         self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
         self._records: Batcher[Record, bool] = Batcher(self._flush_records)
+        self.under_way = RunsUnderWay()
 
     async def run_task(self, task_id: str) -> None:
         """Run the task if it exists, is scheduled and due, and nobody else runs it.
@@ -54,15 +85,17 @@ class TaskRunner:
         waited for.
         """
         token = new_token()
-        if not await self._lock.acquire(task_id, token):
-            return
-        claim = await self._claim(task_id, token)
-        if claim is None:
-            return
-        outcome = await self._caller.call(claim)
-        status, result = decide(outcome)
-        if not await self._records.submit(Record(task_id, token, status, result)):
-            _logger.warning("task %s: this run's claim was lost, its result is dropped", task_id)
+        self.under_way.add(token)
+        try:
+            if not await self._lock.acquire(task_id, token):
+                return
+            claim = await self._claim(task_id, token)
+            if claim is None:
+                return
+            outcome = await self._caller.call(claim)
+            await self._record(claim, outcome)
+        finally:
+            self.under_way.remove(token)
 
     async def _claim(self, task_id: str, token: str) -> Claim | None:
         try:
@@ -78,6 +111,20 @@ class TaskRunner:
             return None
         return answer
 
+    async def _record(self, claim: Claim, outcome: Outcome) -> None:
+        try:
+            stands = await self._records.submit(_record(claim, outcome))
+        except Exception:
+            # It ran, and must not look as if it ran for ever.
+            self.under_way.note_unrecorded(claim.token)
+            _logger.exception("task %s: its result could not be stored", claim.task_id)
+            stands = await self._records.submit(_record(claim, _UNSTORABLE))
+        if not stands:
+            _logger.warning(
+                "task %s: this run's claim was lost, its result is kept in the history alone",
+                claim.task_id,
+            )
+
     async def _flush_claims(self, requests: Sequence[ClaimRequest]) -> list[Claim | DueTask | None]:
         instance_id = self._instance_id()
         try:
@@ -87,8 +134,8 @@ class TaskRunner:
                 lambda: self._database.write(claims.claim, instance_id, requests, repeated=True)
             )
 
-    async def _flush_records(self, records: Sequence[Record]) -> list[bool]:
-        return await self._until_done(lambda: self._database.write(claims.record, records))
+    async def _flush_records(self, ended: Sequence[Record]) -> list[bool]:
+        return await self._until_done(lambda: self._database.write(records.record, ended))
 
     async def _until_done(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat an idempotent write for as long as the database is away."""
@@ -101,3 +148,7 @@ class TaskRunner:
                     _logger.warning("the database is away: claims and results wait for it")
                 waiting = True
                 await asyncio.sleep(_RETRY_SECONDS)
+
+
+def _record(claim: Claim, outcome: Outcome) -> Record:
+    return Record(claim, decide(outcome, claim.attempt, claim.max_attempts, claim.on_crash))

@@ -37,7 +37,7 @@ from job_scheduler.threads import DaemonThreads
 from tests.support.services import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-FINAL = ("done", "failed")
+FINAL = ("done", "failed", "unknown")
 START_SECONDS = 30.0
 
 
@@ -76,6 +76,8 @@ class Backend:
     def insert_task(self, name: str = "probe", **columns: Any) -> str:
         """Insert a task by plain SQL, as any program may; return its id."""
         columns = {"run_at": later(3600)} | columns | {"name": name}
+        if columns.get("status") == "running":
+            columns = {"claim_token": new_token(), "started_at": later(-1), "attempt": 1} | columns
         rows = self.sql(
             f"INSERT INTO scheduled_tasks ({', '.join(columns)}) "  # noqa: S608 (the test's own)
             f"VALUES ({', '.join(f':{column}' for column in columns)}) "

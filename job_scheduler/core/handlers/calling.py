@@ -2,20 +2,47 @@
 
 import asyncio
 import logging
+import threading
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
 from typing import Any
 
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
-from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.outcomes import Failed, Outcome, Succeeded
+from job_scheduler.core.handlers.context import RunContext
+from job_scheduler.core.handlers.registry import Handler, HandlerRegistry
+from job_scheduler.core.outcomes import CutOff, Failed, NotStarted, Outcome, Succeeded
 from job_scheduler.strict_json import as_result, clean_text
 from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
 _ERROR_MAX_LENGTH = 10_000
+
+
+class _Call:
+    """One call of a handler: begun, or called off before, but never both."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.context = RunContext(claim.task_id, claim.attempt, claim.token)
+        self.future: asyncio.Future[Outcome] | None = None
+        self.reason: str | None = None
+        self._turn = threading.Lock()
+        self.has_begun = False
+
+    def begin(self) -> bool:
+        """Tell whether the handler may be called: not when the call was called off before."""
+        self.has_begun = self._turn.acquire(blocking=False)
+        return self.has_begun
+
+    def cut_off(self, reason: str) -> None:
+        """End it; a plain handler that has begun is left to itself."""
+        self.context.ask_to_stop()
+        self.reason = reason
+        self._turn.acquire(blocking=False)
+        if self.future is not None:
+            self.future.cancel()
 
 
 class Caller:
@@ -27,35 +54,45 @@ class Caller:
         self._registry = registry
         self._threads = threads
         self._unknown_tasks = unknown_tasks
-        self._calls: set[asyncio.Future[Outcome]] = set()
-        self._interrupted = False
+        self._calls: set[_Call] = set()
+        self._stopping = False
 
     async def call(self, claim: Claim) -> Outcome:
         """Run the handler of `claim` to its end; never raises."""
+        if self._stopping:
+            return NotStarted()
         handler = self._registry.get(claim.name)
         if handler is None:
             return self._without_handler(claim)
-        call: asyncio.Future[Outcome]
+        call = _Call(claim)
+        arguments = {} if handler.context is None else {handler.context: call.context}
         if handler.is_async:
-            call = asyncio.ensure_future(_outcome_of_async(claim, handler.function))
+            call.future = asyncio.ensure_future(_outcome_of_async(call, handler, arguments))
         else:
-            call = self._threads.submit(lambda: _outcome_of(claim, handler.function))
+            call.future = self._threads.submit(lambda: _outcome_of(call, handler, arguments))
         self._calls.add(call)
-        if self._interrupted:
-            call.cancel()
         try:
-            return await call
+            return await call.future
         except asyncio.CancelledError:
-            reason = "the service stopped" if self._interrupted else "its handler was cancelled"
-            return Failed(f"interrupted: {reason} before it finished")
+            if not call.has_begun:
+                return NotStarted()
+            if call.reason is None:
+                return Failed("interrupted: its handler was cancelled before it finished")
+            return CutOff(call.reason)
         finally:
             self._calls.discard(call)
 
-    def interrupt(self) -> None:
-        """Cut off what is running; a plain handler's thread is left to itself."""
-        self._interrupted = True
+    def stop(self) -> None:
+        """Call no handler any more, and ask those that run to come to an end."""
+        self._stopping = True
         for call in self._calls:
-            call.cancel()
+            call.context.ask_to_stop()
+
+    def cut_off(self, reason: str, *, repeatable_only: bool = False) -> None:
+        """End what runs, or of that only what may be repeated; a plain handler's thread goes on."""
+        for call in list(self._calls):
+            if not repeatable_only or call.claim.max_attempts > 1:
+                call.cut_off(reason)
 
     def _without_handler(self, claim: Claim) -> Outcome:
         if self._unknown_tasks is UnknownTasks.Reject:
@@ -71,20 +108,23 @@ class Caller:
         )
 
 
-async def _outcome_of_async(claim: Claim, function: Callable[..., Any]) -> Outcome:
+async def _outcome_of_async(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Outcome:
+    call.begin()
     try:
-        return _outcome_of_value(await function(**claim.payload))
+        return _outcome_of_value(await handler.function(**call.claim.payload, **arguments))
     except asyncio.CancelledError:
-        raise  # It is the run that was interrupted.
+        raise  # It is the run that was cut off.
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return _failure(claim, error)
+        return _failure(call.claim, error)
 
 
-def _outcome_of(claim: Claim, function: Callable[..., Any]) -> Outcome:
+def _outcome_of(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Outcome:
+    if not call.begin():
+        return NotStarted()
     try:
-        return _outcome_of_value(function(**claim.payload))
+        return _outcome_of_value(handler.function(**call.claim.payload, **arguments))
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return _failure(claim, error)
+        return _failure(call.claim, error)
 
 
 def _outcome_of_value(value: object) -> Outcome:

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from job_scheduler.constants import NAME_MAX_LENGTH
+from job_scheduler.core.handlers.context import RunContext
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """A function that tasks of one name run; a plain one is called in a thread."""
+    """A function that tasks of one name run; a plain one is called in a thread.
+
+    `context` names the parameter that gets the ``RunContext``, if there is one.
+    """
 
     name: str
     function: Callable[..., Any]
     is_async: bool
+    context: str | None = None
 
 
 class HandlerRegistry:
@@ -30,7 +35,7 @@ class HandlerRegistry:
 
         It is called with the members of a task's payload as keyword arguments. What it returns
         (text, or anything that has a JSON form) is the task's result; what it raises makes the
-        task fail.
+        task fail. A parameter annotated ``RunContext`` gets what the handler may know of its run.
 
         Raises:
             ValueError: the name is unusable, or has a handler already.
@@ -44,7 +49,9 @@ class HandlerRegistry:
         def register(function: Function) -> Function:
             if name in self._handlers:
                 raise ValueError(f"two handlers are registered under the name {name!r}")
-            self._handlers[name] = Handler(name, function, _is_async(function))
+            self._handlers[name] = Handler(
+                name, function, _is_async(function), _context_parameter(function)
+            )
             return function
 
         return register
@@ -67,6 +74,23 @@ class HandlerRegistry:
 def _is_async(function: Callable[..., Any]) -> bool:
     call = getattr(function, "__call__", None)  # noqa: B004 (an object with an async __call__)
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def _context_parameter(function: Callable[..., Any]) -> str | None:
+    try:
+        parameters = _signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None  # Some that are written in C have none.
+    wanted = (RunContext, "RunContext", "job_scheduler.RunContext")
+    return next((each.name for each in parameters if each.annotation in wanted), None)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:
+        # An annotation that only a type checker can read; those as they are written will do.
+        return inspect.signature(function)
 
 
 registered = HandlerRegistry()

@@ -77,6 +77,10 @@ def upgrade() -> None:
         sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name=op.f("ck_scheduled_tasks_name")),
         sa.CheckConstraint("max_attempts >= 1", name=op.f("ck_scheduled_tasks_max_attempts")),
         sa.CheckConstraint(
+            "status != 'running' OR (claim_token IS NOT NULL AND started_at IS NOT NULL)",
+            name=op.f("ck_scheduled_tasks_running"),
+        ),
+        sa.CheckConstraint(
             "on_crash IN ('fail', 'retry', 'hold')", name=op.f("ck_scheduled_tasks_on_crash")
         ),
         sa.CheckConstraint(

@@ -1,0 +1,213 @@
+"""The record: how a run ended, written once, and only by who still holds its claim.
+
+A record moves ``running`` to what follows, together with the attempt's entry in the history,
+and only where the claim's token still stands. A result that comes after the claim was taken
+away changes nothing but the history, where it is kept as ``lost``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, literal_column, select, text, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from job_scheduler import strict_json
+from job_scheduler.constants import RunOutcome, TaskStatus
+from job_scheduler.core.claims import Run
+from job_scheduler.core.models import NOW_SQL, TaskRun, database_now
+from job_scheduler.core.outcomes import Decision
+from job_scheduler.core.store import tasks
+
+task_runs = cast("Table", TaskRun.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a run ended, and what that makes of its task."""
+
+    run: Run
+    decision: Decision
+
+
+def record(
+    connection: Connection, records: Sequence[Record], *, skip_locked: bool = False
+) -> list[bool]:
+    """Write how runs ended; tell for each, in the same order, whether it stands.
+
+    False: the claim had been taken away. A repetition of a record that was written already
+    answers True and changes nothing. With `skip_locked` a row that another transaction holds
+    is left alone, and its record does not stand.
+    """
+    given = {"given": strict_json.dumps([_given(entry) for entry in records])}
+    dialect = connection.dialect.name
+    holding = connection.scalars(_HOLDING[dialect, skip_locked], given).all()
+    if holding:
+        standing = {"given": _only(holding, records)}
+        connection.execute(_ENTER[dialect], standing)
+        connection.execute(_MOVE[dialect], standing)
+    done = set(holding)
+    if late := [entry for entry in records if entry.run.token not in done]:
+        done |= _written_before(connection, late)
+        _keep_as_lost(connection, [entry for entry in late if entry.run.token not in done])
+    return [entry.run.token in done for entry in records]
+
+
+def _given(entry: Record) -> dict[str, Any]:
+    decision = entry.decision
+    return {
+        "task_id": entry.run.task_id,
+        "token": entry.run.token,
+        "status": decision.status.value,
+        # JSON inside JSON, as text: it is stored as it is, not taken apart.
+        "result": None if decision.result is None else strict_json.dumps(decision.result),
+        "outcome": decision.outcome and decision.outcome.value,
+    }
+
+
+def _only(tokens: Sequence[str], records: Sequence[Record]) -> str:
+    wanted = set(tokens)
+    return strict_json.dumps([_given(entry) for entry in records if entry.run.token in wanted])
+
+
+def _written_before(connection: Connection, late: Sequence[Record]) -> set[str]:
+    """Return the tokens of those whose very record is in the history already.
+
+    An attempt that was given back has no entry, and nothing that could be written twice.
+    """
+    keys = [(entry.run.task_id, entry.run.token) for entry in late]
+    key = tuple_(task_runs.c.task_id, task_runs.c.claim_token)
+    entered = connection.execute(
+        select(task_runs.c.claim_token, task_runs.c.outcome).where(key.in_(keys))
+    )
+    entries = {row.claim_token: row.outcome for row in entered}
+    return {
+        entry.run.token
+        for entry in late
+        if entry.decision.outcome is None
+        or entries.get(entry.run.token) == entry.decision.outcome.value
+    }
+
+
+def _keep_as_lost(connection: Connection, late: Sequence[Record]) -> None:
+    """Keep results that nobody waits for any more, of tasks that still exist.
+
+    Whoever took the claim away has entered the attempt as ``crashed``: it is known better now.
+    """
+    results = [entry for entry in late if entry.decision.outcome is not RunOutcome.Crashed]
+    existing = set(
+        connection.scalars(
+            select(tasks.c.task_id)
+            .where(tasks.c.task_id.in_([entry.run.task_id for entry in results]))
+            .order_by(tasks.c.task_id)
+            .with_for_update(read=True, key_share=True)
+        )
+    )
+    values = [
+        {
+            "task_id": entry.run.task_id,
+            "claim_token": entry.run.token,
+            "attempt": entry.run.attempt,
+            "scheduled_for": entry.run.due,
+            "started_at": entry.run.started_at,
+            "outcome": RunOutcome.Lost.value,
+            "result": entry.decision.result,
+            "instance_id": entry.run.instance_id,
+        }
+        for entry in results
+        if entry.run.task_id in existing
+    ]
+    if not values:
+        return
+    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert_into(task_runs)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[task_runs.c.task_id, task_runs.c.claim_token],
+            set_={
+                "outcome": RunOutcome.Lost.value,
+                "result": statement.excluded.result,
+                "finished_at": database_now(),
+            },
+            where=task_runs.c.outcome == literal_column(f"'{RunOutcome.Crashed.value}'"),
+        ),
+        values,
+    )
+
+
+_GIVEN = {
+    "postgresql": (
+        "json_to_recordset(CAST(:given AS json)) AS given"
+        "(task_id uuid, token uuid, status text, result text, outcome text)"
+    ),
+    "sqlite": (
+        "(SELECT json_extract(value, '$.task_id') AS task_id, "
+        "json_extract(value, '$.token') AS token, json_extract(value, '$.status') AS status, "
+        "json_extract(value, '$.result') AS result, json_extract(value, '$.outcome') AS outcome "
+        "FROM json_each(:given)) AS given"
+    ),
+}
+_STANDS = f"task.status = '{TaskStatus.Running.value}' AND task.claim_token = given.token"
+
+
+def _holding_statement(dialect: str, *, skip_locked: bool) -> Any:
+    row_lock = ""
+    if dialect == "postgresql":
+        # In the order of their ids, so that two batches cannot deadlock.
+        row_lock = "FOR NO KEY UPDATE OF task" + (" SKIP LOCKED" if skip_locked else "")
+    return text(
+        f"""
+        SELECT task.claim_token
+        FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+        WHERE {_STANDS}
+        ORDER BY task.task_id {row_lock}
+        """  # noqa: S608 (made of constants)
+    ).columns(claim_token=tasks.c.claim_token.type)
+
+
+def _enter_statement(dialect: str) -> Any:
+    return text(
+        f"""
+        INSERT INTO task_runs (task_id, claim_token, attempt, scheduled_for, started_at,
+            finished_at, outcome, result, instance_id)
+        SELECT task.task_id, task.claim_token, task.attempt,
+            CASE WHEN task.attempt <= 1 THEN task.run_at
+                ELSE coalesce(task.retry_at, task.run_at) END,
+            task.started_at, {NOW_SQL[dialect]}, given.outcome, {_RESULT[dialect]},
+            task.instance_id
+        FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+        WHERE {_STANDS} AND given.outcome IS NOT NULL
+        """  # noqa: S608 (made of constants)
+    )
+
+
+def _move_statement(dialect: str) -> Any:
+    now = NOW_SQL[dialect]
+    return text(
+        f"""
+        UPDATE scheduled_tasks AS task SET
+            status = given.status,
+            result = CASE given.status WHEN 'scheduled' THEN NULL ELSE {_RESULT[dialect]} END,
+            -- What goes back to be run again is due at once, unless it never was begun.
+            retry_at = CASE WHEN given.status = 'scheduled' AND given.outcome IS NOT NULL
+                THEN {now} ELSE task.retry_at END,
+            attempt = task.attempt - CASE WHEN given.outcome IS NULL THEN 1 ELSE 0 END,
+            claim_token = CASE given.status WHEN 'scheduled' THEN NULL ELSE task.claim_token END,
+            instance_id = CASE given.status WHEN 'scheduled' THEN NULL ELSE task.instance_id END,
+            started_at = CASE given.status WHEN 'scheduled' THEN NULL ELSE task.started_at END,
+            finished_at = CASE given.status WHEN 'scheduled' THEN NULL ELSE {now} END,
+            updated_at = {now}
+        FROM {_GIVEN[dialect]}
+        WHERE task.task_id = given.task_id AND {_STANDS}
+        """  # noqa: S608 (made of constants)
+    )
+
+
+_RESULT = {"postgresql": "CAST(given.result AS json)", "sqlite": "given.result"}
+_HOLDING = {
+    (dialect, skip_locked): _holding_statement(dialect, skip_locked=skip_locked)
+    for dialect in NOW_SQL
+    for skip_locked in (False, True)
+}
+_ENTER = {dialect: _enter_statement(dialect) for dialect in NOW_SQL}
+_MOVE = {dialect: _move_statement(dialect) for dialect in NOW_SQL}
