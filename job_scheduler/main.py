@@ -167,7 +167,12 @@ async def _start(
 
     timer = Timer(scheduler, clock, fire=lambda due: dispatcher.offer(due))
     runner = TaskRunner(
-        database, lock, caller, lambda: heartbeat.instance_id, put_back=timer.put_back
+        database,
+        lock,
+        caller,
+        lambda: heartbeat.instance_id,
+        put_back=timer.put_back,
+        lease=settings.lease_seconds,
     )
     lane_of = _lanes(registry, settings)
     dispatcher = Dispatcher(

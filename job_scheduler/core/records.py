@@ -47,7 +47,12 @@ def record(
         connection.execute(_ENTER[dialect], standing)
         connection.execute(_MOVE[dialect], standing)
     done = set(holding)
-    if late := [entry for entry in records if entry.run.token not in done]:
+    # A rescue that finds nothing to rescue has come second: it has no result to keep.
+    if late := [
+        entry
+        for entry in records
+        if entry.run.token not in done and entry.decision.outcome is not RunOutcome.Crashed
+    ]:
         done |= _written_before(connection, late)
         _keep_as_lost(connection, [entry for entry in late if entry.run.token not in done])
     return [entry.run.token in done for entry in records]
@@ -94,11 +99,10 @@ def _keep_as_lost(connection: Connection, late: Sequence[Record]) -> None:
 
     Whoever took the claim away has entered the attempt as ``crashed``: it is known better now.
     """
-    results = [entry for entry in late if entry.decision.outcome is not RunOutcome.Crashed]
     existing = set(
         connection.scalars(
             select(tasks.c.task_id)
-            .where(tasks.c.task_id.in_([entry.run.task_id for entry in results]))
+            .where(tasks.c.task_id.in_([entry.run.task_id for entry in late]))
             .order_by(tasks.c.task_id)
             .with_for_update(read=True, key_share=True)
         )
@@ -114,7 +118,7 @@ def _keep_as_lost(connection: Connection, late: Sequence[Record]) -> None:
             "result": entry.decision.result,
             "instance_id": entry.run.instance_id,
         }
-        for entry in results
+        for entry in late
         if entry.run.task_id in existing
     ]
     if not values:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from job_scheduler.core import claims, records
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.locks import TaskLock
-from job_scheduler.core.outcomes import Failed, Outcome, decide
+from job_scheduler.core.outcomes import Failed, NotStarted, Outcome, decide
 from job_scheduler.core.records import Record
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database
@@ -57,7 +58,8 @@ class TaskRunner:
     """Runs tasks: `run_task` is started for one that is due.
 
     `instance_id` tells under whose name claims are made; `put_back` takes a task that is still
-    scheduled but was not to be had at this moment.
+    scheduled but was not to be had at this moment. A claim that took longer than `lease`
+    (seconds) is given back unused: this process may have been taken for dead meanwhile.
     """
 
     def __init__(
@@ -67,12 +69,16 @@ class TaskRunner:
         caller: Caller,
         instance_id: Callable[[], str],
         put_back: Callable[[DueTask], None],
+        lease: float,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._lock = lock
         self._caller = caller
         self._instance_id = instance_id
         self._put_back = put_back
+        self._lease = lease
+        self._monotonic = monotonic
         self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
         self._records: Batcher[Record, bool] = Batcher(self._flush_records)
         self.under_way = RunsUnderWay()
@@ -89,10 +95,14 @@ class TaskRunner:
         try:
             if not await self._lock.acquire(task_id, token):
                 return
+            asked_at = self._monotonic()
             claim = await self._claim(task_id, token)
             if claim is None:
                 return
-            outcome = await self._caller.call(claim)
+            if self._monotonic() - asked_at < self._lease:
+                outcome = await self._caller.call(claim)
+            else:
+                outcome = NotStarted()
             await self._record(claim, outcome)
         finally:
             self.under_way.remove(token)

@@ -4,7 +4,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -200,6 +201,7 @@ async def bench(
     registry: HandlerRegistry,
     lock: TaskLock | None = None,
     state: InstanceState = InstanceState.Alive,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Bench]:
     """A runner of tasks, registered as an instance; `lock` is closed with it."""
     configure_logging("INFO")
@@ -209,7 +211,7 @@ async def bench(
     lock = lock or InProcessLock()
     instance_id = new_token()
     put_back: list[DueTask] = []
-    runner = TaskRunner(database, lock, caller, lambda: instance_id, put_back.append)
+    runner = TaskRunner(database, lock, caller, lambda: instance_id, put_back.append, 15, monotonic)
     try:
         await database.write(instances.register, Member(instance_id, own_identity()), state)
         yield Bench(database, instance_id, caller, put_back, runner)
