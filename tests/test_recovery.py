@@ -419,7 +419,8 @@ def test_restart_after_kill_applies_the_policy_at_once(
             cut_off = post(client, name="hang", run_at=later(0))["task_id"]
             wait_until(lambda: store.row(cut_off)["status"] == "running")
             overdue = post(client, name="note", run_at=later(0.8), payload=payload("overdue"))
-            pending = post(client, name="note", run_at=later(6), payload=payload("pending"))
+            # Far enough ahead for the slowest restart.
+            pending = post(client, name="note", run_at=later(10), payload=payload("pending"))
             service.kill()
         wait_until(lambda: later(0) > later_than(overdue["run_at"]))
         with service.start() as client:
@@ -437,7 +438,7 @@ def test_restart_after_kill_applies_the_policy_at_once(
             else:
                 assert finished(client, overdue["task_id"])["status"] == "done"
 
-            ended = finished(client, pending["task_id"])
+            ended = finished(client, pending["task_id"], timeout=30)
             assert (ended["status"], ended["attempt"]) == ("done", 1)
             assert ended["started_at"] >= ended["run_at"]
         assert (tmp_path / "pending").read_text() == "ran\n"

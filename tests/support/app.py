@@ -163,7 +163,7 @@ class OpenLock(InProcessLock):
 
 @dataclass
 class CountingLock:
-    """A lock as it is, which counts its answers."""
+    """A lock as it is, which counts its answers, and is given back only when it is closed."""
 
     inner: TaskLock
     granted: int = 0
@@ -172,9 +172,8 @@ class CountingLock:
     def __post_init__(self) -> None:
         """Pass for the inner lock."""
         self.backend = self.inner.backend
-        self.release = self.inner.release
         self.away_since = self.inner.away_since
-        self.close = self.inner.close
+        self._to_release: list[tuple[str, str]] = []
 
     async def acquire(self, task_id: str, token: str) -> bool:
         """Ask the inner lock."""
@@ -182,6 +181,16 @@ class CountingLock:
         self.granted += granted
         self.refused += not granted
         return granted
+
+    def release(self, task_id: str, token: str) -> None:
+        """Put it off, so that whoever asks later is refused for certain."""
+        self._to_release.append((task_id, token))
+
+    async def close(self) -> None:
+        """Release all, and close the inner lock."""
+        for task_id, token in self._to_release:
+            self.inner.release(task_id, token)
+        await self.inner.close()
 
 
 @dataclass
