@@ -1,5 +1,6 @@
 """Settings, read from the environment and from ``.env`` when the service starts."""
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -11,8 +12,9 @@ from redis.connection import parse_url
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from job_scheduler.constants import RecoverPastTasks, UnknownTasks
+from job_scheduler.constants import RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
+from job_scheduler.retention_days import parse_retention_days
 
 _DATABASE_FORMS = "postgresql+psycopg2://user:password@host:5432/database or sqlite:///file.db"
 _REDIS_FORMS = "redis://host:6379/0, rediss://… or unix://…"
@@ -55,6 +57,11 @@ def _redis_url(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _retention_days(text: str) -> str:
+    parse_retention_days(text)
+    return text
+
+
 class Settings(BaseSettings):
     """All that can be configured; ``.env.sample`` documents each with its default."""
 
@@ -76,6 +83,7 @@ class Settings(BaseSettings):
     loop_stall_seconds: float = Field(default=300.0, ge=1, le=86_400)
     shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)
     database_wait: float = Field(default=30.0, ge=0, le=86_400)
+    retention_days: Annotated[str, AfterValidator(_retention_days)] = "30"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @property
@@ -87,6 +95,11 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether the database is a SQLite file of this machine's."""
         return self.database.get_backend_name() == "sqlite"
+
+    @property
+    def retention(self) -> dict[TaskStatus, timedelta]:
+        """After how long finished tasks are removed, by their status."""
+        return parse_retention_days(self.retention_days)
 
     @property
     def modules(self) -> list[str]:

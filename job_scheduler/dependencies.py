@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
 from job_scheduler.core.dispatcher import Dispatcher
+from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
@@ -17,7 +18,8 @@ from job_scheduler.core.store import NewTask, TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database
-from job_scheduler.exceptions import TaskConflict
+from job_scheduler.exceptions import TaskConflict, TaskNotFound
+from job_scheduler.identifiers import parse_uuid
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +46,16 @@ async def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+
+
+async def _known_form(
+    task_id: Annotated[str, Path(description="The task's id (a UUID).", examples=[EXAMPLE_ID])],
+) -> str:
+    """Return the id in the form in which it is stored; what is no UUID names no task."""
+    canonical = parse_uuid(task_id)
+    if canonical is None:
+        raise TaskNotFound(task_id)
+    return canonical
+
+
+TaskIdDep = Annotated[str, Depends(_known_form)]

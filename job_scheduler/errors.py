@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from job_scheduler import exceptions as domain
 from job_scheduler.constants import BODY_MAX_BYTES, NAME_MAX_LENGTH
-from job_scheduler.core.schemas import EXAMPLE_ID, INSTANT_REMEDY, Problem
+from job_scheduler.core.fields import EXAMPLE_ID, INSTANT_REMEDY
+from job_scheduler.core.schemas_problem import Problem
 from job_scheduler.strict_json import UnusableJson
 
 MEDIA_TYPE = "application/problem+json"
@@ -58,12 +59,12 @@ _DESCRIPTIONS = {
     413: "The body is too large (`BODY_413`).",
     415: "The body is not declared as JSON (`BODY_415`).",
     422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "
-    "`TASK_NAME_422`).",
+    "`TASK_NAME_422`, `IDEMPOTENCY_422`).",
     500: "Something went wrong on our side, and nothing was changed (`TASK_CREATE_500`, "
     "`TASK_DELETE_500`, `INTERNAL_500`).",
     503: "Nothing can be promised at the moment (`DATABASE_503`, `OVERLOADED_503`, "
     "`UNAVAILABLE_503`): repeat the request after `Retry-After` seconds. `DATABASE_503_UNKNOWN`: "
-    "it may have been done; repeat it with the same `task_id`.",
+    "it may have been done; repeat it with the same `Idempotency-Key` or `task_id`.",
 }
 
 

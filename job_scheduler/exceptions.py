@@ -7,6 +7,7 @@
     ├── InvalidRequest              the caller can mend it
     │   ├── InvalidBody ── BodyTooLarge, UnsupportedMediaType
     │   └── InvalidField            one field of an otherwise sound request
+    │       └── UnknownTaskName, IdempotencyKeyReused
     ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
@@ -96,6 +97,20 @@ class UnknownTaskName(InvalidField):
             "body",
             "name",
             f"No task handler is named {name!r}. Known names: {', '.join(known) or 'none'}.",
+        )
+
+
+class IdempotencyKeyReused(InvalidField):
+    """A task with this Idempotency-Key exists already, with another body."""
+
+    error_code = "IDEMPOTENCY_422"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            "header",
+            "Idempotency-Key",
+            f"The key {key!r} was used for a task with another body. "
+            "Repeat the same body, or choose a new key.",
         )
 
 
@@ -189,7 +204,8 @@ class CommitOutcomeUnknown(DatabaseUnavailable):
     def __init__(self) -> None:
         super(DatabaseUnavailable, self).__init__(
             "The connection to the database broke while the change was being committed, so it may "
-            "or may not have been made. Repeat the request with the same task_id: it is done once."
+            "or may not have been made. Repeat the request with the same Idempotency-Key or "
+            "task_id: it is done once. If you sent neither, look at GET /tasks first."
         )
 
 

@@ -6,6 +6,8 @@ from datetime import datetime
 
 _VERSION_7 = 0x7 << 76
 _VARIANT = 0x2 << 62
+# Never to be changed: a key that is repeated after an update must find its task.
+_KEY_NAMESPACE = uuid.UUID("6f8c1b52-4d0e-4b57-9a3e-2c7d51e8f094")
 
 
 def new_task_id(now: datetime) -> str:
@@ -19,6 +21,15 @@ def new_task_id(now: datetime) -> str:
     value = (milliseconds & (1 << 48) - 1) << 80
     value |= _VERSION_7 | (random >> 62 & 0xFFF) << 64 | _VARIANT | random & (1 << 62) - 1
     return str(uuid.UUID(int=value))
+
+
+def task_id_of_key(key: str) -> str:
+    """Return the id of the task that is made under an ``Idempotency-Key``, the same each time.
+
+    It is a UUIDv5 (RFC 9562, section 5.5): the primary key alone then sees to it that one key
+    makes one task, over all instances and restarts, with nothing else to be stored.
+    """
+    return str(uuid.uuid5(_KEY_NAMESPACE, key))
 
 
 def new_token() -> str:

@@ -20,7 +20,7 @@ from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock, SystemClock
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState
-from job_scheduler.core import api, health, instances, store
+from job_scheduler.core import api, health, instances, runs_api, store
 from job_scheduler.core.dispatcher import Dispatcher, Lane
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
@@ -30,6 +30,7 @@ from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
 from job_scheduler.core.recovery import start_up
 from job_scheduler.core.rescue import Rescue, rescue_orphans
+from job_scheduler.core.retention import Retention
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.stall import StallWatch
 from job_scheduler.core.sweep import Sweep
@@ -112,6 +113,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.include_router(api.router)
+    app.include_router(runs_api.router)
     app.include_router(health.router)
     add_docs(app)
     add_error_handlers(app)
@@ -194,6 +196,7 @@ async def _start(
     timer.start()
     stack.callback(timer.stop)
     await stack.enter_async_context(_loop(sweep.run))
+    await stack.enter_async_context(_loop(Retention(database, settings.retention).run))
     stack.enter_context(stop_signals(shutdown.note_signal))
     _logger.info(
         "started: %s, lock %s, handlers %s",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from job_scheduler.core.schemas import Problem
+from job_scheduler.core.schemas_problem import Problem
 from job_scheduler.main import create_app
 from tests.support.app import Backend, service_process
 

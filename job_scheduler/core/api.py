@@ -7,46 +7,35 @@ from datetime import datetime
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus, UnknownTasks
 from job_scheduler.core import store
-from job_scheduler.core.schemas import (
-    EXAMPLE_ID,
-    ListQuery,
-    Message,
-    Task,
-    TaskCreate,
-    parse_instant,
-)
+from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
+from job_scheduler.core.idempotency import IdempotencyKeyDep
+from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate
 from job_scheduler.core.store import DueTask, NewTask, TaskRow
-from job_scheduler.dependencies import ServicesDep
+from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
+    IdempotencyKeyReused,
     InvalidField,
     SchedulerUnavailable,
     TaskConflict,
     TaskNotCancellable,
     TaskNotCreated,
     TaskNotDeleted,
-    TaskNotFound,
     UnknownTaskName,
 )
-from job_scheduler.identifiers import new_task_id, parse_uuid
+from job_scheduler.identifiers import new_task_id, parse_uuid, task_id_of_key
 
 _logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
-TaskId = Annotated[
-    str,
-    Path(
-        description="The task's id (a UUID).",
-        examples=[EXAMPLE_ID],
-    ),
-]
+_LINKS = {"show": "showTask", "runs": "listRuns", "cancel": "cancelTask"}
 
 
 @router.post(
@@ -61,27 +50,39 @@ TaskId = Annotated[
                 "Location": {"description": "The task's address.", "schema": {"type": "string"}}
             },
             "links": {
-                "show": {
-                    "operationId": "showTask",
+                name: {
+                    "operationId": operation,
                     "parameters": {"task_id": "$response.body#/task_id"},
-                },
-                "cancel": {
-                    "operationId": "cancelTask",
-                    "parameters": {"task_id": "$response.body#/task_id"},
-                },
+                }
+                for name, operation in _LINKS.items()
             },
         },
         **problems(400, TaskConflict(EXAMPLE_ID), 413, 415, 422, TaskNotCreated(EXAMPLE_ID), 503),
     },
 )
 async def create_task(
-    wanted: TaskCreate, request: Request, response: Response, services: ServicesDep
+    key: IdempotencyKeyDep,
+    wanted: TaskCreate,
+    request: Request,
+    response: Response,
+    services: ServicesDep,
 ) -> TaskRow:
-    """Schedule a task. When this answers 201, the task is stored and will run at its time."""
+    """Schedule a task. When this answers 201, the task is stored and will run at its time.
+
+    With an `Idempotency-Key` or a `task_id` the request may be repeated: it makes one task.
+    """
+    if key is not None and wanted.task_id is not None:
+        raise InvalidField(
+            "header",
+            "Idempotency-Key",
+            "Idempotency-Key and task_id are both given, and each names the task. Leave out "
+            "task_id, or the header.",
+        )
     registry = services.registry
     if services.settings.unknown_tasks is UnknownTasks.Reject and registry.get(wanted.name) is None:
         raise UnknownTaskName(wanted.name, registry.names())
-    task_id = wanted.task_id or new_task_id(services.clock.now())
+    chosen_id = wanted.task_id if key is None else task_id_of_key(key)
+    task_id = chosen_id or new_task_id(services.clock.now())
     new = NewTask(
         task_id,
         wanted.name,
@@ -94,7 +95,7 @@ async def create_task(
         with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
             stored = await services.creates.submit(new)
             if isinstance(stored, TaskConflict):
-                raise stored
+                raise stored if key is None else IdempotencyKeyReused(key)
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
@@ -153,9 +154,9 @@ async def list_tasks(
     response_model=Task,
     responses=problems(404, 500, 503),
 )
-async def show_task(task_id: TaskId, services: ServicesDep) -> TaskRow:
+async def show_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
     """Show one task."""
-    return await services.database.read(store.get_task, _known_form(task_id))
+    return await services.database.read(store.get_task, task_id)
 
 
 @router.delete(
@@ -170,9 +171,8 @@ async def show_task(task_id: TaskId, services: ServicesDep) -> TaskRow:
         503,
     ),
 )
-async def cancel_task(task_id: TaskId, services: ServicesDep) -> Message:
+async def cancel_task(task_id: TaskIdDep, services: ServicesDep) -> Message:
     """Cancel a task that has not started: it is removed and never runs."""
-    task_id = _known_form(task_id)
     try:
         with services.timer.withdrawn(task_id):
             await services.database.write(store.cancel_task, task_id)
@@ -188,14 +188,6 @@ def _refuse_repetition(request: Request) -> None:
     for name, number in times.most_common(1):
         if number > 1:
             raise InvalidField("query", name, f"{name} is given {number} times. Keep one of them.")
-
-
-def _known_form(task_id: str) -> str:
-    """Return the id in the form in which it is stored; what is no UUID names no task."""
-    canonical = parse_uuid(task_id)
-    if canonical is None:
-        raise TaskNotFound(task_id)
-    return canonical
 
 
 def _cursor(row: TaskRow) -> str:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Response
 
-from job_scheduler.core.schemas import Health, PartHealth, Probe, SchedulerHealth
+from job_scheduler.core.schemas_health import Health, PartHealth, Probe, SchedulerHealth
 from job_scheduler.dependencies import Services, ServicesDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import DatabaseUnavailable, Unavailable

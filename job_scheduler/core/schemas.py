@@ -1,21 +1,11 @@
-"""The shapes of requests and responses."""
+"""The shapes of tasks: as they are asked for, shown and listed."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    RootModel,
-    SkipValidation,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic.config import JsonDict
-from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from job_scheduler.constants import (
@@ -26,9 +16,8 @@ from job_scheduler.constants import (
     OnCrash,
     TaskStatus,
 )
-from job_scheduler.identifiers import parse_uuid
+from job_scheduler.core.fields import EXAMPLE_ID, GivenUuid, Instant, PayloadObject, Uuid
 
-EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 _EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
     "name": "send_report",
@@ -48,36 +37,6 @@ _EXAMPLE_TASK: JsonDict = {
     "missed_at": None,
 }
 
-# RFC 3339, section 5.6, with two liberties: seconds and offset may be left out.
-_INSTANT = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
-)
-INSTANT_REMEDY = "Write it like 2027-07-01T10:00:00Z or 2027-07-01T12:00:00+02:00."
-
-
-def parse_instant(value: object) -> datetime:
-    """Return the instant that `value` names, in UTC; a time without offset is taken as UTC.
-
-    Raises:
-        PydanticCustomError: it is no text, no time, or one outside the years 1 to 9999 in UTC.
-    """
-    if not isinstance(value, str) or not _INSTANT.fullmatch(value):
-        raise PydanticCustomError("instant", f"Not an ISO 8601 date and time. {INSTANT_REMEDY}")
-    try:
-        moment = datetime.fromisoformat(value.upper())
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise PydanticCustomError(
-            "instant", f"There is no such date and time in UTC. {INSTANT_REMEDY}"
-        ) from None
-
-
-def _canonical_uuid(text: str) -> str:
-    canonical = parse_uuid(text)
-    if canonical is None:
-        raise PydanticCustomError("uuid", f"Not a UUID. Write it like {EXAMPLE_ID}.")
-    return canonical
-
 
 def _decimal(value: object) -> object:
     # pydantic would take 1.0, 1_000 and " 5 " for numbers as well.
@@ -86,39 +45,6 @@ def _decimal(value: object) -> object:
             "limit", f"Must be a whole number from 1 to {LIST_MAX_LIMIT}, in digits."
         )
     return value
-
-
-_UUID_SCHEMA = {"type": "string", "format": "uuid"}
-_UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
-
-Instant = Annotated[
-    datetime,
-    BeforeValidator(parse_instant),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
-]
-GivenUuid = Annotated[
-    str,
-    AfterValidator(_canonical_uuid),
-    WithJsonSchema(_UUID_SCHEMA | {"pattern": _UUID_PATTERN}),
-]
-Uuid = Annotated[str, WithJsonSchema(_UUID_SCHEMA)]
-
-
-_WITHOUT_NUL = r"^[^\x00]*$"
-_OBJECT = Field(json_schema_extra={"propertyNames": {"pattern": _WITHOUT_NUL}})
-
-
-class PayloadValue(
-    RootModel[
-        None
-        | bool
-        | Annotated[str, Field(pattern=_WITHOUT_NUL)]
-        | float
-        | list["PayloadValue"]
-        | Annotated[dict[str, "PayloadValue"], _OBJECT]
-    ]
-):
-    """Any JSON. An integer beyond 64 bits is refused: send it as a string."""
 
 
 class TaskCreate(BaseModel):
@@ -152,8 +78,7 @@ class TaskCreate(BaseModel):
         ),
     ]
     payload: Annotated[
-        # strict_json has examined the values already: this is for the documentation.
-        Annotated[dict[str, SkipValidation[PayloadValue]], _OBJECT] | None,
+        PayloadObject | None,
         Field(description="Keyword arguments for the handler.", examples=[{"hours": 24}]),
     ] = None
     max_attempts: Annotated[
@@ -178,7 +103,8 @@ class TaskCreate(BaseModel):
         GivenUuid | None,
         Field(
             description="An id of your choice. Repeating the same request then yields the same "
-            "task, once; another body under the same id is refused with 409.",
+            "task, once; another body under the same id is refused with 409. Leave it out where "
+            "you send an Idempotency-Key.",
             examples=[EXAMPLE_ID],
         ),
     ] = None
@@ -259,77 +185,3 @@ class Message(BaseModel):
     )
 
     message: str
-
-
-class FieldProblem(BaseModel):
-    """What is wrong with one field, and what to write instead."""
-
-    location: Annotated[str, Field(description="body, query, path or header.")]
-    field: Annotated[str, Field(description="Its name; dots lead into nested objects.")]
-    detail: str
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457). `error_code` is stable: programs may rely on it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "about:blank",
-                    "title": "Not Found",
-                    "status": 404,
-                    "detail": f"There is no task '{EXAMPLE_ID}'. "
-                    "GET /tasks lists those that exist.",
-                    "error_code": "TASK_404",
-                }
-            ]
-        }
-    )
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    error_code: str
-    errors: list[FieldProblem] | None = None
-
-
-class PartHealth(BaseModel):
-    """How one part of the service does."""
-
-    status: Annotated[str, Field(description="ok, degraded or unavailable.")]
-    backend: str
-    latency_ms: float | None = None
-    since: Annotated[datetime | None, Field(description="Since when it is not ok.")] = None
-
-
-class SchedulerHealth(BaseModel):
-    """How the scheduler does."""
-
-    status: str
-    stopping: Annotated[bool, Field(description="The service was told to stop.")]
-    last_sweep_at: datetime | None
-    held: Annotated[int, Field(description="Tasks that the timer holds in memory.")]
-    queued: Annotated[int, Field(description="Due tasks that wait for capacity.")]
-    running: int
-
-
-class Health(BaseModel):
-    """How the service does: ok and degraded answer 200, unavailable 503."""
-
-    status: str
-    time: datetime
-    version: str
-    instance_id: Uuid
-    database: PartHealth
-    lock: PartHealth
-    scheduler: SchedulerHealth
-
-
-class Probe(BaseModel):
-    """The answer to a load balancer."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
-
-    status: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import Connection, Table, delete, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, delete, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from job_scheduler import strict_json
@@ -50,6 +50,19 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
     A task whose id exists already is not inserted again: the answer is the present one when
     it was made by the same request, else ``TaskConflict``.
     """
+    stored: dict[str, TaskRow] = {}
+    # As a rule once. A task that another transaction deletes between the two statements is
+    # neither inserted nor found: its id is free again.
+    while missing := [task for task in new if task.task_id not in stored]:
+        stored |= _insert_or_find(connection, missing)
+    return [
+        row if _is_as_wanted(row := stored[task.task_id], task) else TaskConflict(task.task_id)
+        for task in new
+    ]
+
+
+def _insert_or_find(connection: Connection, new: Sequence[NewTask]) -> dict[str, TaskRow]:
+    """Return, by their ids, the tasks that were inserted or there already."""
     values = [
         {
             "task_id": task.task_id,
@@ -69,19 +82,16 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
     if missing:
         rows = connection.execute(select(*SHOWN).where(tasks.c.task_id.in_(missing)))
         stored |= {row.task_id: dict(row._mapping) for row in rows}
-    return [_stored_or_conflict(task, stored.get(task.task_id)) for task in new]
+    return stored
 
 
-def _stored_or_conflict(task: NewTask, row: TaskRow | None) -> TaskRow | TaskConflict:
-    # No row at all: another transaction inserted this id and has deleted it again since.
-    same = (
-        row is not None
-        and task.name == row["name"]
+def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
+    return (
+        task.name == row["name"]
         and task.run_at == row["run_at"]
         and strict_json.same(task.payload, row["payload"])
         and (task.max_attempts, task.on_crash) == (row["max_attempts"], row["on_crash"])
     )
-    return row if row is not None and same else TaskConflict(task.task_id)
 
 
 def get_task(connection: Connection, task_id: str) -> TaskRow:
@@ -104,10 +114,9 @@ def list_tasks(
     name: str | None,
 ) -> list[TaskRow]:
     """Return up to `limit` tasks by (run_at, task_id), those that come after `after`."""
-    conditions = []
+    conditions: list[ColumnElement[bool]] = []
     if after is not None:
-        place = tuple_(*after, types=[tasks.c.run_at.type, tasks.c.task_id.type])
-        conditions.append(tuple_(tasks.c.run_at, tasks.c.task_id) > place)
+        conditions.append(tasks_after(after))
     if status is not None:
         conditions.append(tasks.c.status == status.value)
     if name is not None:
@@ -116,6 +125,12 @@ def list_tasks(
         select(*SHOWN).where(*conditions).order_by(tasks.c.run_at, tasks.c.task_id).limit(limit)
     )
     return [dict(row._mapping) for row in connection.execute(statement)]
+
+
+def tasks_after(place: tuple[datetime, str]) -> ColumnElement[bool]:
+    """Return the condition for what comes after `place` by (run_at, task_id)."""
+    values = tuple_(*place, types=[tasks.c.run_at.type, tasks.c.task_id.type])
+    return tuple_(tasks.c.run_at, tasks.c.task_id) > values
 
 
 def cancel_task(connection: Connection, task_id: str) -> None:

@@ -1,0 +1,80 @@
+"""The kinds of values that requests and responses are made of."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, RootModel, SkipValidation
+from pydantic.json_schema import WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from job_scheduler.identifiers import parse_uuid
+
+EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
+
+# RFC 3339, section 5.6, with two liberties: seconds and offset may be left out.
+_INSTANT = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
+)
+INSTANT_REMEDY = "Write it like 2027-07-01T10:00:00Z or 2027-07-01T12:00:00+02:00."
+
+
+def parse_instant(value: object) -> datetime:
+    """Return the instant that `value` names, in UTC; a time without offset is taken as UTC.
+
+    Raises:
+        PydanticCustomError: it is no text, no time, or one outside the years 1 to 9999 in UTC.
+    """
+    if not isinstance(value, str) or not _INSTANT.fullmatch(value):
+        raise PydanticCustomError("instant", f"Not an ISO 8601 date and time. {INSTANT_REMEDY}")
+    try:
+        moment = datetime.fromisoformat(value.upper())
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise PydanticCustomError(
+            "instant", f"There is no such date and time in UTC. {INSTANT_REMEDY}"
+        ) from None
+
+
+def _canonical_uuid(text: str) -> str:
+    canonical = parse_uuid(text)
+    if canonical is None:
+        raise PydanticCustomError("uuid", f"Not a UUID. Write it like {EXAMPLE_ID}.")
+    return canonical
+
+
+_UUID_SCHEMA = {"type": "string", "format": "uuid"}
+_UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+
+Instant = Annotated[
+    datetime,
+    BeforeValidator(parse_instant),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+GivenUuid = Annotated[
+    str,
+    AfterValidator(_canonical_uuid),
+    WithJsonSchema(_UUID_SCHEMA | {"pattern": _UUID_PATTERN}),
+]
+Uuid = Annotated[str, WithJsonSchema(_UUID_SCHEMA)]
+
+
+_WITHOUT_NUL = r"^[^\x00]*$"
+_OBJECT = Field(json_schema_extra={"propertyNames": {"pattern": _WITHOUT_NUL}})
+
+
+class PayloadValue(
+    RootModel[
+        None
+        | bool
+        | Annotated[str, Field(pattern=_WITHOUT_NUL)]
+        | float
+        | list["PayloadValue"]
+        | Annotated[dict[str, "PayloadValue"], _OBJECT]
+    ]
+):
+    """Any JSON. An integer beyond 64 bits is refused: send it as a string."""
+
+
+# strict_json has examined the values already: this is for the documentation.
+PayloadObject = Annotated[dict[str, SkipValidation[PayloadValue]], _OBJECT]

@@ -1,0 +1,64 @@
+"""The ``Idempotency-Key`` of a request (draft-ietf-httpapi-idempotency-key-header)."""
+
+import re
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from pydantic.json_schema import WithJsonSchema
+
+from job_scheduler.exceptions import InvalidField
+
+_HEADER = "Idempotency-Key"
+_MAX_LENGTH = 255
+
+# The draft's form is a string of RFC 8941, section 3.3.3, in which \" and \\ stand for " and \;
+# here without blanks. What everyone sends is the key as it is: a quote does not begin it.
+_BARE = rf"[!#-~][!-~]{{0,{_MAX_LENGTH - 1}}}"
+_QUOTED = rf'"((?:[!#-\[\]-~]|\\["\\]){{1,{_MAX_LENGTH}}})"'
+_FORM = re.compile(f"{_QUOTED}|{_BARE}")
+
+
+def parse_key(value: str) -> str:
+    """Return the key that a header's value holds; `"a"` and `a` are the same key.
+
+    Raises:
+        InvalidField: it is neither of the two forms.
+    """
+    found = _FORM.fullmatch(value)
+    if found is None:
+        raise InvalidField(
+            "header",
+            _HEADER,
+            f"{_HEADER} must be 1 to {_MAX_LENGTH} visible ASCII characters without blanks, "
+            "such as a new UUID. They may stand between double quotes.",
+        )
+    quoted: str | None = found[1]
+    return value if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+
+
+async def _given_key(
+    request: Request,
+    _documented: Annotated[
+        str | None,
+        Header(
+            alias=_HEADER,
+            description="A key of your choice, new for each task. Repeating the same request with "
+            "the same key then yields the same task, once; with another body it is refused with "
+            "422. It holds for as long as the task exists. Instead of `task_id`.",
+            examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+        ),
+        WithJsonSchema({"type": "string", "pattern": f"^(?:{_QUOTED}|{_BARE})$"}),
+    ] = None,
+) -> str | None:
+    """Return the key, if one is given. FastAPI would quietly take the last of several."""
+    values = request.headers.getlist(_HEADER)
+    if len(values) > 1:
+        raise InvalidField(
+            "header", _HEADER, f"{_HEADER} is given {len(values)} times. Keep one of them."
+        )
+    # Blanks around a value are no part of it (RFC 9110, section 5.5); not every server takes
+    # them away.
+    return parse_key(values[0].strip(" \t")) if values else None
+
+
+IdempotencyKeyDep = Annotated[str | None, Depends(_given_key)]

@@ -1,0 +1,56 @@
+"""The statement that shows a task's attempts."""
+
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, case, func, literal, null, select, union_all
+
+from job_scheduler.constants import TaskStatus
+from job_scheduler.core.models import TaskRun
+from job_scheduler.core.store import tasks
+from job_scheduler.exceptions import TaskNotFound
+
+runs = cast("Table", TaskRun.__table__)
+
+RUNNING = "running"
+"""The outcome that is shown for an attempt which has none yet."""
+
+RunRow = dict[str, Any]
+
+
+def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
+    """Return a task's attempts, the oldest first, that which is under way included.
+
+    An attempt enters `task_runs` when it ends; until then it is known by the task's row. Both
+    are read by one statement, hence at one instant: an attempt that ends in between is neither
+    shown twice nor missed.
+
+    Raises:
+        TaskNotFound: there is no such task.
+    """
+    ended = select(
+        runs.c.attempt,
+        runs.c.scheduled_for,
+        runs.c.started_at,
+        runs.c.finished_at,
+        runs.c.outcome,
+        runs.c.result,
+        runs.c.instance_id,
+    ).where(runs.c.task_id == task_id)
+    # The task's row is there for any task: without an outcome, it only says that there is one.
+    present = select(
+        tasks.c.attempt,
+        func.coalesce(tasks.c.retry_at, tasks.c.run_at),
+        # Another program may have written a row that is running without its start.
+        func.coalesce(tasks.c.started_at, tasks.c.updated_at),
+        null(),
+        case((tasks.c.status == TaskStatus.Running.value, literal(RUNNING))),
+        null(),
+        tasks.c.instance_id,
+    ).where(tasks.c.task_id == task_id)
+    rows = connection.execute(
+        union_all(ended, present).order_by("started_at", "attempt")
+    ).mappings()
+    found = [dict(row) for row in rows]
+    if not found:
+        raise TaskNotFound(task_id)
+    return [row for row in found if row["outcome"] is not None]

@@ -1,0 +1,48 @@
+"""The shapes of how the service does."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from job_scheduler.core.fields import Uuid
+
+
+class PartHealth(BaseModel):
+    """How one part of the service does."""
+
+    status: Annotated[str, Field(description="ok, degraded or unavailable.")]
+    backend: str
+    latency_ms: float | None = None
+    since: Annotated[datetime | None, Field(description="Since when it is not ok.")] = None
+
+
+class SchedulerHealth(BaseModel):
+    """How the scheduler does."""
+
+    status: str
+    stopping: Annotated[bool, Field(description="The service was told to stop.")]
+    last_sweep_at: datetime | None
+    held: Annotated[int, Field(description="Tasks that the timer holds in memory.")]
+    queued: Annotated[int, Field(description="Due tasks that wait for capacity.")]
+    running: int
+
+
+class Health(BaseModel):
+    """How the service does: ok and degraded answer 200, unavailable 503."""
+
+    status: str
+    time: datetime
+    version: str
+    instance_id: Uuid
+    database: PartHealth
+    lock: PartHealth
+    scheduler: SchedulerHealth
+
+
+class Probe(BaseModel):
+    """The answer to a load balancer."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
+
+    status: str
