@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from job_scheduler.config import Settings, load_settings
-from job_scheduler.constants import RecoverPastTasks, UnknownTasks
+from job_scheduler.constants import RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
 from tests.support.app import ROOT
 
@@ -33,6 +34,8 @@ def test_everything_has_a_default() -> None:
     assert (settings.threads, settings.max_running) == (16, 100)
     assert (settings.lease_seconds, settings.shutdown_grace) == (15.0, 8.0)
     assert settings.database_wait == 30.0
+    month = timedelta(days=30)
+    assert settings.retention == {TaskStatus.Done: month, TaskStatus.Failed: month}
     assert settings.log_level == "INFO"
 
 

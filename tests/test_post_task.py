@@ -373,7 +373,7 @@ def test_repetition_after_a_lost_commit_makes_one_task_that_runs_once(
         event.listen(engine, "commit", lose_the_connection)
         response = client.post("/tasks", json=body)
         problem = assert_problem(response, 503, "DATABASE_503_UNKNOWN")
-        assert "Repeat the request with the same task_id" in problem["detail"]
+        assert "with the same Idempotency-Key or task_id: it is done once" in problem["detail"]
         assert int(response.headers["Retry-After"]) > 0
         assert "own words" not in response.text
         assert store.count() == (1 if made else 0)

@@ -43,6 +43,11 @@ def _canonical_uuid(text: str) -> str:
     return canonical
 
 
+def whole_number(value: object) -> object:
+    """Return 3.0 as 3: to JSON they are the same number. The rest is left as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 _UUID_SCHEMA = {"type": "string", "format": "uuid"}
 _UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 

@@ -16,7 +16,14 @@ from job_scheduler.constants import (
     OnCrash,
     TaskStatus,
 )
-from job_scheduler.core.fields import EXAMPLE_ID, GivenUuid, Instant, PayloadObject, Uuid
+from job_scheduler.core.fields import (
+    EXAMPLE_ID,
+    GivenUuid,
+    Instant,
+    PayloadObject,
+    Uuid,
+    whole_number,
+)
 
 _EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
@@ -90,6 +97,7 @@ class TaskCreate(BaseModel):
             description="How often it may be started. 1: at most once, a run that is cut off is "
             "not repeated. More: at least once, a run that is cut off is repeated.",
         ),
+        BeforeValidator(whole_number),
     ] = 1
     on_crash: Annotated[
         OnCrash | None,
@@ -164,8 +172,8 @@ class ListQuery(BaseModel):
     ] = None
     limit: Annotated[
         int,
-        BeforeValidator(_decimal),
         Field(ge=1, le=LIST_MAX_LIMIT, description="How many tasks to return, at most."),
+        BeforeValidator(_decimal),
     ] = LIST_DEFAULT_LIMIT
     cursor: Annotated[
         str | None,
