@@ -45,9 +45,14 @@ async def _given_key(
             description="A key of your choice, new for each task. Repeating the same request with "
             "the same key then yields the same task, once; with another body it is refused with "
             "422. It holds for as long as the task exists. Instead of `task_id`.",
-            examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
         ),
-        WithJsonSchema({"type": "string", "pattern": f"^(?:{_QUOTED}|{_BARE})$"}),
+        WithJsonSchema(
+            {
+                "type": "string",
+                "pattern": f"^(?:{_QUOTED}|{_BARE})$",
+                "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"],
+            }
+        ),
     ] = None,
 ) -> str | None:
     """Return the key, if one is given. FastAPI would quietly take the last of several."""

@@ -1,15 +1,14 @@
 """The statement that shows a task's attempts."""
 
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Table, case, func, literal, null, select, union_all
+from sqlalchemy import Connection, case, func, literal, null, select, union_all
 
 from job_scheduler.constants import TaskStatus
-from job_scheduler.core.models import TaskRun
+from job_scheduler.core.claims import DUE
+from job_scheduler.core.records import task_runs
 from job_scheduler.core.store import tasks
 from job_scheduler.exceptions import TaskNotFound
-
-runs = cast("Table", TaskRun.__table__)
 
 RUNNING = "running"
 """The outcome that is shown for an attempt which has none yet."""
@@ -28,18 +27,18 @@ def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
         TaskNotFound: there is no such task.
     """
     ended = select(
-        runs.c.attempt,
-        runs.c.scheduled_for,
-        runs.c.started_at,
-        runs.c.finished_at,
-        runs.c.outcome,
-        runs.c.result,
-        runs.c.instance_id,
-    ).where(runs.c.task_id == task_id)
+        task_runs.c.attempt,
+        task_runs.c.scheduled_for,
+        task_runs.c.started_at,
+        task_runs.c.finished_at,
+        task_runs.c.outcome,
+        task_runs.c.result,
+        task_runs.c.instance_id,
+    ).where(task_runs.c.task_id == task_id)
     # The task's row is there for any task: without an outcome, it only says that there is one.
     present = select(
         tasks.c.attempt,
-        func.coalesce(tasks.c.retry_at, tasks.c.run_at),
+        DUE,
         # Another program may have written a row that is running without its start.
         func.coalesce(tasks.c.started_at, tasks.c.updated_at),
         null(),
