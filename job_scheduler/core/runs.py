@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, case, func, literal, null, select, union_all
+from sqlalchemy import Connection, case, literal, null, select, union_all
 
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.claims import DUE
@@ -39,8 +39,7 @@ def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
     present = select(
         tasks.c.attempt,
         DUE,
-        # Another program may have written a row that is running without its start.
-        func.coalesce(tasks.c.started_at, tasks.c.updated_at),
+        tasks.c.started_at,
         null(),
         case((tasks.c.status == TaskStatus.Running.value, literal(RUNNING))),
         null(),
