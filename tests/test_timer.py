@@ -18,12 +18,13 @@ from sqlalchemy.exc import OperationalError
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.dispatcher import Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.store import DueTask
+from job_scheduler.core.store import DueTask, due_tasks
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import HELD_MAX, LOOKAHEAD, Timer
 from job_scheduler.exceptions import SchedulerUnavailable
 from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
+from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, finished, later, post, running, services_of
 from tests.support.services import wait_until
 
@@ -598,6 +599,24 @@ def test_sweep_brings_what_is_due_soon_and_not_held_yet(store: Backend) -> None:
         assert await swept.sweep.sweep() == 2
 
     sweeping(store, scenario)
+
+
+@pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
+def test_search_for_due_tasks_looks_at_no_others(store: Backend) -> None:
+    """However many tasks are still to come: the index is read as far as the horizon."""
+    searches: list[tuple[str, Any]] = []
+    with store.database() as database, database.reading() as connection:
+        event.listen(
+            connection,
+            "before_cursor_execute",
+            lambda *arguments: searches.append((arguments[2], arguments[3])),
+        )
+        due_tasks(connection, LOOKAHEAD, 100)
+        [(statement, parameters)] = searches
+        # The table is so small that reading the whole of it would be no slower.
+        connection.exec_driver_sql("SET enable_seqscan = off")
+        plan = connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars().all()
+    assert any("Index Cond: (COALESCE(retry_at, run_at) <=" in line for line in plan), plan
 
 
 def test_sweep_takes_a_bounded_number_and_comes_again_when_there_is_room(store: Backend) -> None:

@@ -162,7 +162,9 @@ def due_tasks(connection: Connection, horizon: timedelta, limit: int) -> list[Du
 
 def _due_statement(dialect: str) -> Any:
     horizon = {
-        "postgresql": "clock_timestamp() + make_interval(secs => :seconds)",
+        # Not clock_timestamp(): with a value that changes under way no index could be bounded, and
+        # every task that is still to come would be looked at.
+        "postgresql": f"{NOW_SQL['postgresql']} + make_interval(secs => :seconds)",
         "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')",
     }[dialect]
     return text(
