@@ -176,19 +176,31 @@ def test_each_outcome_has_an_age_of_its_own(store: Backend) -> None:
 
 def test_nothing_old_is_nothing_to_do(store: Backend) -> None:
     kept = {finished_task(store, 0.5), store.insert_task()}
-    removed, executed, rests = with_retention(store, Retention.prune)
+    work = Retention.prune
+    removed, executed, rests = with_retention(store, work, bounds=Bounds(looked_at=1))
     assert (removed, ids(store), rests.taken) == (0, kept, [])
-    assert [one for one in executed if one.startswith(("DELETE", "BEGIN IMMEDIATE"))] == []
+    # Rows so young that they cannot be expired are not even looked at.
+    assert len([one for one in executed if "ORDER BY scheduled_tasks.run_at" in one]) == 1
+    assert [one for one in executed if one.startswith("DELETE")] == []
 
 
 def test_many_are_removed_in_small_transactions_with_rests_between(store: Backend) -> None:
     for _ in range(11):
         finished_task(store, 2)
-    work = Retention.prune
-    removed, executed, rests = with_retention(store, work, bounds=Bounds(looked_at=7, removed=3))
-    assert (removed, ids(store)) == (11, set())
+    deleted: list[int] = []
+    rests = Rests()
+
+    def count(*arguments: Any) -> None:
+        if arguments[2].startswith("DELETE"):
+            deleted.append(arguments[1].rowcount)
+
+    with store.database() as database, statements(database.engine) as executed:
+        event.listen(database.engine, "after_cursor_execute", count)
+        bounds = Bounds(looked_at=7, removed=3)
+        assert asyncio.run(Retention(database, AGES, bounds, rests).prune()) == 11
+    assert ids(store) == set()
     # Of 7 rows that are looked at 3, 3 and 1 are removed, of the 4 that follow 3 and 1.
-    assert len([one for one in executed if one.startswith("DELETE")]) == 5
+    assert deleted == [3, 3, 1, 3, 1]
     assert len(rests.taken) == 5
     assert all(seconds >= 0.05 for seconds in rests.taken)
     looks = [one for one in executed if "ORDER BY scheduled_tasks.run_at" in one]
@@ -271,7 +283,10 @@ def test_task_that_another_transaction_holds_is_left_to_a_later_pass(
         connection.exec_driver_sql(
             "SELECT 1 FROM scheduled_tasks WHERE task_id = %(id)s FOR KEY SHARE", {"id": held}
         )
-        assert pruned(store) == len(others)
+        removed, executed, _ = with_retention(store, Retention.prune)
+        assert removed == len(others)
+    [lock] = [one for one in executed if "FOR UPDATE" in one]
+    assert lock.endswith("ORDER BY scheduled_tasks.task_id FOR UPDATE SKIP LOCKED")
     assert ids(store) == {held}
     assert "retention: 2 tasks removed, 1 left" in caplog.messages
     assert pruned(store) == 1
