@@ -190,6 +190,21 @@ def test_names_and_payloads_come_back_as_they_were_sent(
                 assert repr(shown) == repr(payload)
 
 
+@pytest.mark.parametrize(("given", "shown"), [(1, 1), (1000, 1000), (3.0, 3)])
+def test_number_of_attempts_is_a_whole_number(store: Backend, given: float, shown: int) -> None:
+    with running(store) as client:
+        assert repr(post(client, max_attempts=given)["max_attempts"]) == repr(shown)
+
+
+@pytest.mark.parametrize("given", [0, -1, 1001, 1.5, 1e300, True, "3", None])
+def test_other_numbers_of_attempts_are_refused(store: Backend, given: Any) -> None:
+    with running(store) as client:
+        response = client.post("/tasks", json=task_body(max_attempts=given))
+        problem = assert_problem(response, 422, "VALIDATION_422")
+    assert problem["errors"][0]["field"] == "max_attempts"
+    assert store.count() == 0
+
+
 # ---------------------------------------------------------------- when it fails
 
 
