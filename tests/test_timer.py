@@ -526,6 +526,7 @@ def test_run_that_breaks_off_is_logged_and_left_alone_for_a_moment(
 def test_drain_starts_nothing_more_and_tells_whether_all_ended() -> None:
     async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
         assert await dispatcher.drain(0)
+        dispatcher.stop()
         dispatcher.offer(named("never"))
         await turns()
         assert runs.begun == []
@@ -535,6 +536,7 @@ def test_drain_starts_nothing_more_and_tells_whether_all_ended() -> None:
     async def patience(dispatcher: Dispatcher, runs: Runs) -> None:
         dispatcher.offer(named("a", "b", "c"))
         await turns()
+        dispatcher.stop()
         assert not await dispatcher.drain(0.01)
         draining = asyncio.ensure_future(dispatcher.drain(30))
         await runs.end("a")
