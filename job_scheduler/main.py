@@ -34,6 +34,7 @@ from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.stall import StallWatch
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
+from job_scheduler.core.timekeeping import build_clock
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
@@ -85,7 +86,7 @@ def create_app(
 
     Without `settings` they are read from the environment then. `registry` holds the task
     handlers beside the built-in ones, `scheduler` builds the APScheduler that keeps the time,
-    `lock` replaces the one that ``REDIS_URL`` asks for.
+    `clock` takes the place of the database's, `lock` that of the one that ``REDIS_URL`` asks for.
     """
 
     @asynccontextmanager
@@ -95,7 +96,7 @@ def create_app(
                 chosen = settings or load_settings()
                 configure_logging(chosen.log_level)
                 services = await _start(
-                    stack, chosen, registry, scheduler(), clock or SystemClock(), lock
+                    stack, chosen, registry, scheduler(), clock, lock
                 )
             except (StartError, DatabaseUnavailable) as error:
                 app.state.start_failure = str(error)
@@ -124,7 +125,7 @@ async def _start(
     settings: Settings,
     registry: HandlerRegistry,
     scheduler: BaseScheduler,
-    clock: Clock,
+    own_clock: Clock | None,
     lock: TaskLock | None,
 ) -> Services:
     """Build and start every part; `stack` takes them down in the opposite order.
@@ -136,6 +137,7 @@ async def _start(
     database = Database(build_engine(settings.database))
     stack.push_async_callback(asyncio.to_thread, database.close)
     await prepare(database, settings)
+    clock = own_clock or await database.read(build_clock)
 
     heartbeat = Heartbeat(
         Database(build_engine(settings.database, pool_size=1)),
@@ -165,7 +167,8 @@ async def _start(
     ) -> list[store.TaskRow | TaskConflict]:
         return await database.write(store.create_tasks, new)
 
-    timer = Timer(scheduler, clock, fire=lambda due: dispatcher.offer(due))
+    wall = SystemClock(scheduler.timezone)  # as APScheduler reads it
+    timer = Timer(scheduler, wall, clock, fire=lambda due: dispatcher.offer(due))
     runner = TaskRunner(
         database,
         lock,
