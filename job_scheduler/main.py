@@ -36,6 +36,7 @@ from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.core.timekeeping import build_clock
 from job_scheduler.core.timer import Timer
+from job_scheduler.core.wakeups import Wakeups
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
 from job_scheduler.errors import add_error_handlers, add_problem_schema
@@ -95,9 +96,7 @@ def create_app(
             try:
                 chosen = settings or load_settings()
                 configure_logging(chosen.log_level)
-                services = await _start(
-                    stack, chosen, registry, scheduler(), clock, lock
-                )
+                services = await _start(stack, chosen, registry, scheduler(), clock, lock)
             except (StartError, DatabaseUnavailable) as error:
                 app.state.start_failure = str(error)
                 raise
@@ -137,7 +136,7 @@ async def _start(
     database = Database(build_engine(settings.database))
     stack.push_async_callback(asyncio.to_thread, database.close)
     await prepare(database, settings)
-    clock = own_clock or await database.read(build_clock)
+    clock = await database.read(build_clock) if own_clock is None else own_clock
 
     heartbeat = Heartbeat(
         Database(build_engine(settings.database, pool_size=1)),
@@ -197,6 +196,10 @@ async def _start(
     timer.start()
     stack.callback(timer.stop)
     await stack.enter_async_context(_loop(sweep.run))
+    if not settings.embedded:
+        wakeups = Wakeups(build_engine(settings.database, pool_size=1), sweep.wake)
+        wakeups.start()
+        stack.push_async_callback(asyncio.to_thread, wakeups.stop)
     stack.enter_context(stop_signals(shutdown.note_signal))
     _logger.info(
         "started: %s, lock %s, handlers %s",

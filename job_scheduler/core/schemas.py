@@ -54,6 +54,19 @@ _INSTANT = re.compile(
 )
 INSTANT_REMEDY = "Write it like 2027-07-01T10:00:00Z or 2027-07-01T12:00:00+02:00."
 
+REMEDIES = {
+    "missing": "This field is required.",
+    "extra_forbidden": "There is no such field here. Remove it, or correct its name.",
+    "string_pattern_mismatch": "Must not contain NUL, and not be white space alone.",
+    "string_type": "Must be text (a JSON string).",
+    "string_unicode": "Must be text without halves of surrogate pairs.",
+    "string_too_short": "Must not be empty.",
+    "string_too_long": f"Must have at most {NAME_MAX_LENGTH} characters.",
+    "dict_type": "Must be a JSON object, or be left out.",
+    "model_attributes_type": "Must be a JSON object, with a name and a run_at at least.",
+}
+"""What to do about a value that is refused, by pydantic's type of the error."""
+
 
 def parse_instant(value: object) -> datetime:
     """Return the instant that `value` names, in UTC; a time without offset is taken as UTC.
