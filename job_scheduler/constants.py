@@ -87,6 +87,9 @@ class UnknownTasks(StrEnum):
     Reject = "reject"
 
 
+CHANNEL = "job_scheduler"
+"""The channel of PostgreSQL's NOTIFY on which a hint about a new task is given."""
+
 MAX_ATTEMPTS_LIMIT = 1_000
 """Attempts that a task may be given, at most."""
 

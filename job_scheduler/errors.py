@@ -13,8 +13,8 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from job_scheduler import exceptions as domain
-from job_scheduler.constants import BODY_MAX_BYTES, NAME_MAX_LENGTH
-from job_scheduler.core.fields import EXAMPLE_ID, INSTANT_REMEDY
+from job_scheduler.constants import BODY_MAX_BYTES
+from job_scheduler.core.fields import EXAMPLE_ID, INSTANT_REMEDY, REMEDIES
 from job_scheduler.core.schemas_problem import Problem
 from job_scheduler.strict_json import UnusableJson
 
@@ -38,18 +38,6 @@ _FRAMEWORK_CODES = {404: "ROUTE_404", 405: "METHOD_405"}
 _FRAMEWORK_DETAILS = {
     404: "There is nothing at this address. GET /docs shows what there is.",
     405: "This address does not take that method; the Allow header names those it takes.",
-}
-
-_REMEDIES = {
-    "missing": "This field is required.",
-    "extra_forbidden": "There is no such field here. Remove it, or correct its name.",
-    "string_pattern_mismatch": "Must not contain NUL, and not be white space alone.",
-    "string_type": "Must be text (a JSON string).",
-    "string_unicode": "Must be text without halves of surrogate pairs.",
-    "string_too_short": "Must not be empty.",
-    "string_too_long": f"Must have at most {NAME_MAX_LENGTH} characters.",
-    "dict_type": "Must be a JSON object, or be left out.",
-    "model_attributes_type": "Must be a JSON object, with a name and a run_at at least.",
 }
 
 _DESCRIPTIONS = {
@@ -161,11 +149,11 @@ async def _validation_error(_: Request, error: RequestValidationError) -> Respon
         {
             "location": str(details["loc"][0]),
             "field": ".".join(str(part) for part in details["loc"][1:]),
-            "detail": _REMEDIES.get(details["type"], details["msg"]),
+            "detail": REMEDIES.get(details["type"], details["msg"]),
         }
         for details in error.errors()
     ]
-    if errors == [{"location": "body", "field": "", "detail": _REMEDIES["missing"]}]:
+    if errors == [{"location": "body", "field": "", "detail": REMEDIES["missing"]}]:
         detail = "A JSON body is required."
     else:
         detail = "; ".join(

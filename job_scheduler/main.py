@@ -35,7 +35,9 @@ from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.stall import StallWatch
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
+from job_scheduler.core.timekeeping import build_clock
 from job_scheduler.core.timer import Timer
+from job_scheduler.core.wakeups import Wakeups
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
 from job_scheduler.errors import add_error_handlers, add_problem_schema
@@ -86,7 +88,7 @@ def create_app(
 
     Without `settings` they are read from the environment then. `registry` holds the task
     handlers beside the built-in ones, `scheduler` builds the APScheduler that keeps the time,
-    `lock` replaces the one that ``REDIS_URL`` asks for.
+    `clock` takes the place of the database's, `lock` that of the one that ``REDIS_URL`` asks for.
     """
 
     @asynccontextmanager
@@ -95,9 +97,7 @@ def create_app(
             try:
                 chosen = settings or load_settings()
                 configure_logging(chosen.log_level)
-                services = await _start(
-                    stack, chosen, registry, scheduler(), clock or SystemClock(), lock
-                )
+                services = await _start(stack, chosen, registry, scheduler(), clock, lock)
             except (StartError, DatabaseUnavailable) as error:
                 app.state.start_failure = str(error)
                 raise
@@ -126,7 +126,7 @@ async def _start(
     settings: Settings,
     registry: HandlerRegistry,
     scheduler: BaseScheduler,
-    clock: Clock,
+    own_clock: Clock | None,
     lock: TaskLock | None,
 ) -> Services:
     """Build and start every part; `stack` takes them down in the opposite order.
@@ -138,6 +138,7 @@ async def _start(
     database = Database(build_engine(settings.database))
     stack.push_async_callback(asyncio.to_thread, database.close)
     await prepare(database, settings)
+    clock = await database.read(build_clock) if own_clock is None else own_clock
 
     heartbeat = Heartbeat(
         Database(build_engine(settings.database, pool_size=1)),
@@ -167,7 +168,8 @@ async def _start(
     ) -> list[store.TaskRow | TaskConflict]:
         return await database.write(store.create_tasks, new)
 
-    timer = Timer(scheduler, clock, fire=lambda due: dispatcher.offer(due))
+    wall = SystemClock(scheduler.timezone)  # as APScheduler reads it
+    timer = Timer(scheduler, wall, clock, fire=lambda due: dispatcher.offer(due))
     runner = TaskRunner(
         database,
         lock,
@@ -197,6 +199,10 @@ async def _start(
     stack.callback(timer.stop)
     await stack.enter_async_context(_loop(sweep.run))
     await stack.enter_async_context(_loop(Retention(database, settings.retention).run))
+    if not settings.embedded:
+        wakeups = Wakeups(build_engine(settings.database, pool_size=1), sweep.wake)
+        wakeups.start()
+        stack.push_async_callback(asyncio.to_thread, wakeups.stop)
     stack.enter_context(stop_signals(shutdown.note_signal))
     _logger.info(
         "started: %s, lock %s, handlers %s",

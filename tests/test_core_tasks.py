@@ -159,6 +159,8 @@ def test_instance_that_is_not_alive_claims_nothing(
 class ShiftedClock:
     """A wall clock that is wrong by some seconds."""
 
+    error = timedelta()
+
     def __init__(self, seconds: float) -> None:
         self._shift = timedelta(seconds=seconds)
 

@@ -89,6 +89,12 @@ def test_sound_service_says_so_part_by_part(backend: Backend) -> None:
     assert report["lock"] == {"status": "ok", "backend": lock, "latency_ms": None, "since": None}
     scheduler = report["scheduler"]
     assert parse_time(scheduler.pop("last_sweep_at")) <= parse_time(report["time"])
+    clock = report["clock"]
+    if backend.dialect == "sqlite":  # whose clock is the machine's
+        assert clock["error_ms"] == 0
+    else:
+        assert 0 < clock["error_ms"] < 100
+    assert -clock["error_ms"] - 5 < clock["offset_ms"] <= 0
     assert scheduler == {"status": "ok", "stopping": False, "held": 1, "queued": 0, "running": 0}
 
 

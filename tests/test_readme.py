@@ -19,6 +19,7 @@ from job_scheduler import exceptions
 from job_scheduler.config import Settings
 from job_scheduler.constants import (
     BODY_MAX_BYTES,
+    CHANNEL,
     JSON_MAX_DEPTH,
     LIST_DEFAULT_LIMIT,
     LIST_MAX_LIMIT,
@@ -160,7 +161,6 @@ def test_every_module_stands_in_the_file_table() -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in package.rglob("*.py")}
     without_choice = {
         "job_scheduler/__main__.py",  # it calls the command line
-        "job_scheduler/clock.py",  # it reads the clock
         "job_scheduler/identifiers.py",
         "job_scheduler/migrations/env.py",  # Alembic wants one
         "job_scheduler/migrations/upgrade.py",
@@ -355,7 +355,7 @@ def test_refused_name_has_the_code_that_is_named(store: Backend) -> None:
 
 def test_inserted_row_is_a_task(store: Backend) -> None:
     text = section("Tasks by plain SQL")
-    ((_, statements),) = blocks(text)
+    (statements,) = [content for language, content in blocks(text) if language == "sql"]
     (insert,) = re.findall(r"^INSERT .*?;$", statements, re.MULTILINE | re.DOTALL)
     if store.dialect == "sqlite":
         (time,) = [words for words in code(text) if words.startswith("datetime(")]
@@ -366,6 +366,32 @@ def test_inserted_row_is_a_task(store: Backend) -> None:
     assert (task["name"], task["status"]) == ("send_report", "scheduled")
     assert task["payload"] == {"hours": 1}
     assert later(30) < task["run_at"].replace("T", " ") < later(90)
+
+
+def test_example_of_enqueue_makes_tasks(store: Backend, tmp_path: Path) -> None:
+    (program,) = [
+        content
+        for language, content in blocks(section("Tasks by plain SQL"))
+        if language == "python"
+    ]
+    (tmp_path / "shop.py").write_text(
+        re.sub(r'create_engine\(".*"\)', f"create_engine({store.db_url!r})", program)
+    )
+    subprocess.run(
+        [sys.executable, "shop.py"],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=30,
+    )
+    now, tomorrow = store.sql("SELECT * FROM scheduled_tasks ORDER BY run_at")
+    assert (now["name"], now["max_attempts"]) == ("send_report", 1)
+    assert (tomorrow["payload"], tomorrow["max_attempts"]) == (None, 3)
+    assert store.count("payload IS NOT NULL") == 1
+
+
+def test_notification_that_is_named_is_the_one_that_is_heard() -> None:
+    assert f"`NOTIFY {CHANNEL};`" in section("Tasks by plain SQL")
 
 
 # ---------------------------------------------------------------------------------- the API

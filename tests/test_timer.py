@@ -12,7 +12,7 @@ import pytest
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.base import STATE_RUNNING, STATE_STOPPED
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
 from job_scheduler.clock import SystemClock
@@ -33,6 +33,8 @@ NOON = datetime(2027, 7, 1, 12, tzinfo=UTC)
 
 class FixedClock:
     """A clock that stands until it is moved."""
+
+    error = timedelta()
 
     def __init__(self, instant: datetime = NOON) -> None:
         self.instant = instant
@@ -93,14 +95,26 @@ def due(seconds: float, name: str = "probe", task_id: str | None = None) -> DueT
 
 
 class Bench:
-    """A timer on a scheduler that the test drives."""
+    """A timer on a scheduler that the test drives; the wall clock is ten minutes behind."""
+
+    behind = timedelta(minutes=10)
 
     def __init__(self) -> None:
         self.scheduler = HandDriven()
         self.clock = FixedClock()
+        self.wall = FixedClock(NOON - self.behind)
         self.fired: list[DueTask] = []
-        self.timer = Timer(self.scheduler, self.clock, self.fired.extend)
+        self.timer = Timer(self.scheduler, self.wall, self.clock, self.fired.extend)
         self.timer.start()
+
+    def instants(self) -> list[datetime]:
+        """When jobs are to fire, if neither clock is stepped."""
+        return [instant + self.behind for instant in self.scheduler.instants()]
+
+    def fire_all(self) -> None:
+        """Let the time of every job come, and fire each once."""
+        self.clock.instant = max([self.clock.instant, *self.instants()])
+        self.scheduler.fire_all()
 
     def held(self) -> tuple[int, int]:
         """How many tasks and how many jobs are held."""
@@ -122,7 +136,7 @@ def test_registered_task_fires_once_at_its_instant(bench: Bench) -> None:
     bench.timer.register(task)
     assert task.task_id in bench.timer
     assert (bench.held(), bench.fired) == ((1, 1), [])
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert (bench.held(), bench.fired) == ((0, 0), [task])
 
 
@@ -132,17 +146,17 @@ def test_tasks_of_one_instant_share_a_job_that_is_never_too_late(bench: Bench) -
         bench.timer.register(task)
     assert bench.held() == (500, 1)
     # Rounded up: a task that is claimed a microsecond early is not due yet.
-    assert bench.scheduler.instants() == [NOON + timedelta(seconds=1.001)]
+    assert bench.instants() == [NOON + timedelta(seconds=1.001)]
     [(_, _, options)] = bench.scheduler.jobs.values()
     assert options["misfire_grace_time"] is None
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == tasks
 
 
 def test_job_ids_are_never_used_again(bench: Bench) -> None:
     bench.timer.register(due(1))
     first = set(bench.scheduler.jobs)
-    bench.scheduler.fire_all()
+    bench.fire_all()
     bench.timer.register(due(1))
     assert first.isdisjoint(bench.scheduler.jobs)
 
@@ -171,9 +185,19 @@ def test_task_put_back_fires_a_little_later(bench: Bench) -> None:
     bench.timer.put_back(due(-10))
     bench.timer.put_back(due(3))
     assert bench.fired == []
-    [soon, then] = bench.scheduler.instants()
-    assert NOON < soon < NOON + timedelta(seconds=1)
-    assert then == NOON + timedelta(seconds=3)
+    assert bench.instants() == [NOON + timedelta(seconds=0.2), NOON + timedelta(seconds=3)]
+
+
+@pytest.mark.parametrize(
+    ("error", "behind", "delay"),
+    [(0, 0, 2), (0, 1, 2), (0, 2, 200), (40, 39, 2), (40, 40, 200), (0, -1, 2)],
+)
+def test_task_put_back_within_the_clocks_error_fires_very_soon(
+    bench: Bench, error: int, behind: int, delay: int
+) -> None:
+    bench.clock.error = timedelta(milliseconds=error)
+    bench.timer.put_back(due(-behind / 1000))
+    assert bench.instants() == [NOON + timedelta(milliseconds=delay)]
 
 
 def test_task_that_cannot_be_put_back_is_left_to_the_sweep(
@@ -195,8 +219,100 @@ def test_stopped_timer_holds_nothing_and_can_be_stopped_again(bench: Bench) -> N
     assert not bench.timer.running
     assert len(bench.timer) == 0
     # What APScheduler had begun already finds nothing to do.
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == []
+
+
+# ------------------------------------------------------------------ clocks that differ
+
+
+def test_job_that_fires_early_waits_for_what_is_left(bench: Bench) -> None:
+    task = due(3)
+    bench.timer.register(task)
+    [first] = bench.scheduler.jobs
+    bench.clock.instant += timedelta(seconds=1)
+    bench.wall.instant += timedelta(hours=1)
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((1, 1), [])
+    assert first not in bench.scheduler.jobs
+    assert bench.scheduler.instants() == [bench.wall.instant + timedelta(seconds=2)]
+    bench.clock.instant += timedelta(seconds=2)
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((0, 0), [task])
+
+
+def test_task_can_be_withdrawn_after_its_job_has_fired_early(bench: Bench) -> None:
+    task = due(3)
+    bench.timer.register(task)
+    bench.scheduler.fire_all()
+    with bench.timer.withdrawn(task.task_id):
+        assert bench.held() == (0, 0)
+
+
+def test_job_that_is_refused_again_is_left_to_the_sweep(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("INFO")
+    task = due(3)
+    bench.timer.register(task)
+    bench.scheduler.refusal = RuntimeError("full")
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((1, 0), [])
+    assert "1 tasks are left to a sweep" in capfd.readouterr().err
+    bench.timer.fire_overdue()
+    assert bench.fired == []
+    bench.clock.instant += timedelta(seconds=3)
+    bench.timer.fire_overdue()
+    assert (bench.held(), bench.fired) == ((0, 0), [task])
+
+
+def test_what_an_early_job_finds_far_ahead_is_not_held(bench: Bench) -> None:
+    at_the_edge, beyond = due(4), due(4.001)
+    for task in (at_the_edge, beyond):
+        bench.timer.register(task)
+    bench.clock.instant += timedelta(seconds=4) - LOOKAHEAD
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((1, 1), [])
+    assert at_the_edge.task_id in bench.timer
+
+
+def test_overdue_tasks_are_fired_and_their_jobs_removed(bench: Bench) -> None:
+    one, two, three = due(1), due(2), due(2.001)
+    for task in (one, two, three):
+        bench.timer.register(task)
+    bench.clock.instant += timedelta(seconds=2)
+    bench.timer.fire_overdue()
+    assert bench.fired == [one, two]
+    assert bench.held() == (1, 1)
+    bench.fire_all()
+    assert bench.fired == [one, two, three]
+
+
+def test_overdue_task_is_fired_even_if_its_job_cannot_be_removed(bench: Bench) -> None:
+    one, two = due(1), due(2)
+    bench.timer.register(one)
+    bench.clock.instant += timedelta(seconds=1)
+    bench.scheduler.refusal = RuntimeError("jammed")
+    bench.timer.fire_overdue()
+    bench.scheduler.refusal = None
+    bench.timer.register(two)
+    bench.clock.instant += timedelta(seconds=1)
+    begun, bench.scheduler.jobs = bench.scheduler.jobs, {}
+    bench.timer.fire_overdue()
+    bench.scheduler.jobs = begun
+    bench.scheduler.fire_all()
+    assert (bench.held(), bench.fired) == ((0, 0), [one, two])
+
+
+def test_task_that_is_not_committed_is_never_fired_as_overdue(bench: Bench) -> None:
+    task, other = due(1), due(1)
+    bench.timer.register(other)
+    with bench.timer.reserved(task):
+        bench.clock.instant += timedelta(seconds=1)
+        bench.timer.fire_overdue()
+        assert bench.fired == [other]
+        assert task.task_id in bench.timer
+    assert (bench.held(), bench.fired) == ((0, 0), [other, task])
 
 
 # ----------------------------------------------------------------------- reserved
@@ -207,7 +323,7 @@ def test_reserved_task_fires_only_after_the_commit(bench: Bench) -> None:
     with bench.timer.reserved(task):
         assert bench.held() == (1, 1)
     assert (bench.held(), bench.fired) == ((1, 1), [])
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert (bench.held(), bench.fired) == ((0, 0), [task])
 
 
@@ -215,7 +331,7 @@ def test_task_whose_instant_passes_during_the_commit_fires_right_after_it(bench:
     task, other = due(1), due(1)
     bench.timer.register(other)
     with bench.timer.reserved(task):
-        bench.scheduler.fire_all()
+        bench.fire_all()
         assert bench.fired == [other]
         assert task.task_id in bench.timer
     assert (bench.held(), bench.fired) == ((0, 0), [other, task])
@@ -234,7 +350,7 @@ def test_failed_commit_takes_the_reservation_back(bench: Bench, seconds: int) ->
     with pytest.raises(ValueError, match="rolled back"), bench.timer.reserved(due(seconds)):
         raise ValueError("rolled back")
     assert bench.held() == (0, 0)
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == []
 
 
@@ -244,14 +360,14 @@ def test_failed_commit_leaves_the_others_of_its_instant(bench: Bench) -> None:
     with pytest.raises(ValueError, match="rolled back"), bench.timer.reserved(due(1)):
         raise ValueError("rolled back")
     assert bench.held() == (1, 1)
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == [other]
 
 
 def test_failed_commit_after_its_instant_fires_nothing(bench: Bench) -> None:
     def fail_late() -> None:
         with bench.timer.reserved(due(1)):
-            bench.scheduler.fire_all()
+            bench.fire_all()
             raise ValueError("rolled back")
 
     with pytest.raises(ValueError, match="rolled back"):
@@ -301,7 +417,7 @@ def test_withdrawn_task_never_fires(bench: Bench) -> None:
         assert bench.held() == (1, 1)
     with bench.timer.withdrawn(other.task_id):
         assert bench.held() == (0, 0)
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == []
 
 
@@ -311,7 +427,7 @@ def test_failed_deletion_holds_the_task_again(bench: Bench) -> None:
     with pytest.raises(ValueError, match="rolled back"), bench.timer.withdrawn(task.task_id):
         raise ValueError("rolled back")
     assert bench.held() == (1, 1)
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == [task]
 
 
@@ -330,7 +446,7 @@ def test_withdrawing_what_fires_just_now_is_no_failure(bench: Bench) -> None:
     with bench.timer.withdrawn(task.task_id):
         pass
     bench.scheduler.jobs = begun
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert (bench.held(), bench.fired) == ((0, 0), [])
 
 
@@ -346,7 +462,7 @@ def test_task_is_kept_when_the_scheduler_does_not_give_it_back(bench: Bench) -> 
         entered = True
     assert not entered
     bench.scheduler.refusal = None
-    bench.scheduler.fire_all()
+    bench.fire_all()
     assert bench.fired == [task]
 
 
@@ -360,6 +476,7 @@ def test_apscheduler_fires_at_the_instant_and_also_when_it_is_late() -> None:
     async def scenario() -> None:
         timer = Timer(
             AsyncIOScheduler(),
+            clock,
             clock,
             lambda tasks: fired.update({task.task_id: clock.now() for task in tasks}),
         )
@@ -557,22 +674,29 @@ class Swept:
 
     sweep: Sweep
     timer: Timer
+    scheduler: AsyncIOScheduler
     dispatcher: Dispatcher
     runs: Runs
+    engine: Engine
 
 
-def sweeping(store: Backend, scenario: Callable[[Swept], Coroutine[Any, Any, None]]) -> None:
+def sweeping(
+    store: Backend,
+    scenario: Callable[[Swept], Coroutine[Any, Any, None]],
+    interval: float = 0.5,
+) -> None:
     """Run a scenario with a sweep that the test calls."""
 
     async def run() -> None:
         runs, clock = Runs(), SystemClock()
         lane = Lane(1_000_000)
         dispatcher = Dispatcher(runs, lambda _: lane, 1_000_000, lambda: sweep.note_room())
-        timer = Timer(AsyncIOScheduler(), clock, dispatcher.offer)
+        scheduler = AsyncIOScheduler()
+        timer = Timer(scheduler, clock, clock, dispatcher.offer)
         with store.database() as database:
-            sweep = Sweep(database, timer, dispatcher, clock)
+            sweep = Sweep(database, timer, dispatcher, clock, interval)
             timer.start()
-            await scenario(Swept(sweep, timer, dispatcher, runs))
+            await scenario(Swept(sweep, timer, scheduler, dispatcher, runs, database.engine))
             timer.stop()
 
     asyncio.run(run())
@@ -636,6 +760,67 @@ def test_sweep_takes_a_bounded_number_and_comes_again_when_there_is_room(store: 
         looping.cancel()
 
     sweeping(store, scenario)
+
+
+def test_sweep_fires_what_the_timer_has_overslept(store: Backend) -> None:
+    task_id = store.insert_task(run_at=later(0.2))
+
+    async def scenario(swept: Swept) -> None:
+        assert await swept.sweep.sweep() == 1
+        swept.scheduler.pause()
+        for _ in range(1_000):
+            await swept.sweep.sweep()
+            if task_id in swept.dispatcher:
+                break
+            await asyncio.sleep(0.01)
+        await turns()
+        assert swept.runs.begun == [task_id]
+
+    sweeping(store, scenario)
+
+
+def test_sweep_with_no_room_left_fires_what_the_timer_has_overslept(store: Backend) -> None:
+    async def scenario(swept: Swept) -> None:
+        soon = SystemClock().now() + timedelta(seconds=0.1)
+        task = DueTask(soon, new_token(), "probe")
+        swept.timer.register(task)
+        swept.scheduler.pause()
+        instant = soon + timedelta(seconds=4)
+        for _ in range(HELD_MAX - 1):
+            swept.timer.register(DueTask(instant, new_token(), "probe"))
+        for _ in range(1_000):
+            assert await swept.sweep.sweep() == 0
+            if task.task_id in swept.dispatcher:
+                break
+            await asyncio.sleep(0.01)
+        await turns()
+        assert swept.runs.begun == [task.task_id]
+
+    sweeping(store, scenario)
+
+
+def test_wish_for_a_sweep_during_a_sweep_is_granted_after_it(store: Backend) -> None:
+    seen: list[str] = []
+
+    async def scenario(swept: Swept) -> None:
+        loop = asyncio.get_running_loop()
+
+        def insert_late(*_: Any) -> None:
+            # The rows have been read; nothing of what comes now is among them.
+            if not seen:
+                seen.append(store.insert_task(run_at=later(0)))
+                loop.call_soon_threadsafe(swept.sweep.wake)
+
+        event.listen(swept.engine, "after_cursor_execute", insert_late)
+        looping = asyncio.ensure_future(swept.sweep.run())
+        for _ in range(1_000):
+            if swept.runs.begun:
+                break
+            await asyncio.sleep(0.01)
+        assert swept.runs.begun == seen
+        looping.cancel()
+
+    sweeping(store, scenario, interval=3600)
 
 
 def test_sweep_stops_at_the_number_that_may_be_held(store: Backend) -> None:

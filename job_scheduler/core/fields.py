@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, RootModel, SkipVali
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from job_scheduler.constants import NAME_MAX_LENGTH
 from job_scheduler.identifiers import parse_uuid
 
 EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
@@ -17,6 +18,19 @@ _INSTANT = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
 )
 INSTANT_REMEDY = "Write it like 2027-07-01T10:00:00Z or 2027-07-01T12:00:00+02:00."
+
+REMEDIES = {
+    "missing": "This field is required.",
+    "extra_forbidden": "There is no such field here. Remove it, or correct its name.",
+    "string_pattern_mismatch": "Must not contain NUL, and not be white space alone.",
+    "string_type": "Must be text (a JSON string).",
+    "string_unicode": "Must be text without halves of surrogate pairs.",
+    "string_too_short": "Must not be empty.",
+    "string_too_long": f"Must have at most {NAME_MAX_LENGTH} characters.",
+    "dict_type": "Must be a JSON object, or be left out.",
+    "model_attributes_type": "Must be a JSON object, with a name and a run_at at least.",
+}
+"""What to do about a value that is refused, by pydantic's type of the error."""
 
 
 def parse_instant(value: object) -> datetime:

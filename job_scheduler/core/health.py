@@ -4,7 +4,14 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Response
 
-from job_scheduler.core.schemas_health import Health, PartHealth, Probe, SchedulerHealth
+from job_scheduler.clock import SystemClock
+from job_scheduler.core.schemas_health import (
+    ClockHealth,
+    Health,
+    PartHealth,
+    Probe,
+    SchedulerHealth,
+)
 from job_scheduler.dependencies import Services, ServicesDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import DatabaseUnavailable, Unavailable
@@ -95,6 +102,7 @@ async def _report(services: Services) -> Health:
         database=database,
         lock=lock,
         scheduler=scheduler,
+        clock=_clock(services),
     )
 
 
@@ -105,6 +113,18 @@ async def _database(services: Services) -> PartHealth:
     except DatabaseUnavailable:
         return PartHealth(status="unavailable", backend=dialect, since=services.sweep.last_at)
     return PartHealth(status="ok", backend=dialect, latency_ms=round(latency * 1000, 3))
+
+
+def _clock(services: Services) -> ClockHealth:
+    now = services.clock.now()
+    return ClockHealth(
+        offset_ms=_milliseconds(now - SystemClock().now()),
+        error_ms=_milliseconds(services.clock.error),
+    )
+
+
+def _milliseconds(time: timedelta) -> float:
+    return round(time / timedelta(milliseconds=1), 3)
 
 
 def _scheduler(services: Services) -> SchedulerHealth:

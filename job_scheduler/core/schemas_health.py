@@ -28,6 +28,25 @@ class SchedulerHealth(BaseModel):
     running: int
 
 
+class ClockHealth(BaseModel):
+    """The database's clock, which decides when tasks run, as it is known here."""
+
+    offset_ms: Annotated[
+        float,
+        Field(
+            description="How far it is ahead of this machine's wall clock (negative: behind). "
+            "The true value lies between this and this plus `error_ms`."
+        ),
+    ]
+    error_ms: Annotated[
+        float,
+        Field(
+            description="By how much a task may start late because the clock is not known any "
+            "better. None starts early."
+        ),
+    ]
+
+
 class Health(BaseModel):
     """How the service does: ok and degraded answer 200, unavailable 503."""
 
@@ -38,6 +57,7 @@ class Health(BaseModel):
     database: PartHealth
     lock: PartHealth
     scheduler: SchedulerHealth
+    clock: ClockHealth
 
 
 class Probe(BaseModel):

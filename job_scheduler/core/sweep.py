@@ -6,32 +6,45 @@ found the same way; nothing else has to be remembered, and losing a wake-up cost
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import datetime
+
+from sqlalchemy import Connection
 
 from job_scheduler.clock import Clock
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.store import DueTask, due_tasks
+from job_scheduler.core.timekeeping import measure
 from job_scheduler.core.timer import HELD_MAX, LOOKAHEAD, Timer
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable, SchedulerUnavailable
 
 _logger = logging.getLogger(__name__)
 
-_INTERVAL = 1.0
+_INTERVAL = 0.5
 _PAGE = 5_000
 
 
 class Sweep:
-    """Registers with the timer, every second, what is due within the lookahead."""
+    """Registers with the timer, twice a second, what is due within the lookahead.
+
+    It compares `clock` with the database's on the way. `interval` is in seconds.
+    """
 
     def __init__(
-        self, database: Database, timer: Timer, dispatcher: Dispatcher, clock: Clock
+        self,
+        database: Database,
+        timer: Timer,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        interval: float = _INTERVAL,
     ) -> None:
         self._database = database
         self._timer = timer
         self._dispatcher = dispatcher
         self._clock = clock
-        self._room = asyncio.Event()
+        self._interval = interval
+        self._wanted = asyncio.Event()
         self._more = False
         self.last_at: datetime | None = None
         """When the latest sweep that reached the database ended."""
@@ -40,6 +53,8 @@ class Sweep:
         """Sweep for ever; an outage of the database is waited out."""
         away = False
         while True:
+            # Cleared before, not after: a wish that comes up meanwhile is for another sweep.
+            self._wanted.clear()
             try:
                 await self.sweep()
                 if away:
@@ -50,20 +65,23 @@ class Sweep:
                     _logger.warning("the database is away: nothing new is started until it is back")
                 away = True
             except Exception:
-                _logger.exception("a sweep failed; the next one follows in a second")
-            self._room.clear()
-            try:
-                await asyncio.wait_for(self._room.wait(), _INTERVAL)
-            except TimeoutError:
-                continue
+                _logger.exception("a sweep failed; the next one follows in a moment")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), self._interval)
+
+    def wake(self) -> None:
+        """Sweep at once: somebody says that there is something to find."""
+        self._wanted.set()
 
     def note_room(self) -> None:
         """Sweep at once if the last sweep left something behind, and the queue has run low."""
         if self._more and self._dispatcher.queued < _PAGE:
-            self._room.set()
+            self._wanted.set()
 
     async def sweep(self) -> int:
         """Register what is due soon and not held yet; return how many that were.
+
+        What is held and overdue is fired.
 
         Raises:
             DatabaseUnavailable: the database cannot be reached.
@@ -73,11 +91,13 @@ class Sweep:
         if room <= 0:
             # Nothing is wrong: there is more to do than may wait in memory.
             self._more = True
+            self._timer.fire_overdue()
             self.last_at = self._clock.now()
             return 0
         # What is held may well be the most urgent: ask for as many more.
         limit = held + room
-        found = await self._database.read(due_tasks, LOOKAHEAD, limit)
+        found = await self._database.read(self._look, limit)
+        self._timer.fire_overdue()
         new = [task for task in found if not self._is_held(task)][:room]
         self._more = len(found) == limit or len(new) == room
         for task in new:
@@ -88,6 +108,11 @@ class Sweep:
                 _logger.exception("task %s could not be registered", task.task_id)
         self.last_at = self._clock.now()
         return len(new)
+
+    def _look(self, connection: Connection, limit: int) -> list[DueTask]:
+        found = due_tasks(connection, LOOKAHEAD, limit)
+        measure(connection, self._clock)
+        return found
 
     def _is_held(self, task: DueTask) -> bool:
         return task.task_id in self._timer or task.task_id in self._dispatcher

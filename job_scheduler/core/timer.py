@@ -3,11 +3,16 @@
 Only what is due within the lookahead is held; all tasks of one instant (rounded up to the
 millisecond, since a task claimed a microsecond early is not due yet) share one APScheduler
 job. All of this memory can be lost at any moment: the sweep finds every task again.
+
+What is due is told by the database's clock; APScheduler goes by this machine's wall clock. So
+it is given the wall clock's present time and what is still to pass. When the wall clock is put
+forward it fires early, and is asked once more for what is left; when it is put back it
+oversleeps, and the next sweep fires what is overdue.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -24,6 +29,8 @@ _logger = logging.getLogger(__name__)
 
 LOOKAHEAD = timedelta(seconds=5)
 _PUT_BACK_DELAY = timedelta(milliseconds=200)
+_BRIEF_DELAY = timedelta(milliseconds=2)
+"""How long a task waits that was to be claimed just before its time."""
 HELD_MAX = 20_000
 """Tasks held in memory, at most; the sweep brings the rest when there is room."""
 
@@ -37,18 +44,21 @@ class _Slot:
 
 
 class Timer:
-    """Hands tasks to `fire` when they are due.
+    """Hands tasks to `fire` when they are due by `clock`.
 
-    Belongs to the event loop's thread. `scheduler` is an APScheduler that runs on that loop.
+    Belongs to the event loop's thread. `scheduler` is an APScheduler that runs on that loop,
+    `wall` the wall clock by which it goes.
     """
 
     def __init__(
         self,
         scheduler: BaseScheduler,
+        wall: Clock,
         clock: Clock,
         fire: Callable[[Sequence[DueTask]], None],
     ) -> None:
         self._scheduler = scheduler
+        self._wall = wall
         self._clock = clock
         self._fire = fire
         self._slots: dict[datetime, _Slot] = {}
@@ -130,9 +140,27 @@ class Timer:
         self._add(task)
         self._held[task.task_id] = task
 
+    def fire_overdue(self) -> None:
+        """Fire what is still held after its time: APScheduler has overslept.
+
+        Likewise what it did not take back, and what the database's clock has jumped over.
+        """
+        now = self._clock.now()
+        for instant in [instant for instant in self._slots if instant <= now]:
+            slot = self._slots.pop(instant)
+            with suppress(SchedulerUnavailable):  # Whenever it fires, it will find nothing.
+                self._remove_job(slot)
+            self._fire(self._release(slot))
+
     def put_back(self, task: DueTask) -> None:
-        """Hold a task that could not be claimed just now, and fire it again a little later."""
-        later = max(task.due, self._clock.now() + _PUT_BACK_DELAY)
+        """Hold a task that could not be claimed just now, and fire it again a little later.
+
+        Soon, if its time has only come within the clock's error: then the database's clock may
+        be a moment behind. Else its row is locked by somebody.
+        """
+        now = self._clock.now()
+        near = task.due > now - max(self._clock.error, _BRIEF_DELAY)
+        later = max(task.due, now + (_BRIEF_DELAY if near else _PUT_BACK_DELAY))
         try:
             self.register(replace(task, due=later))
         except SchedulerUnavailable:
@@ -159,21 +187,27 @@ class Timer:
         instant = _instant(task)
         slot = self._slots.get(instant)
         if slot is None:
-            # A new id each time: APScheduler drops a job that is added while one of the same
-            # id is being run.
-            slot = _Slot(f"{instant.isoformat()}#{next(self._job_numbers)}")
-            try:
-                self._scheduler.add_job(
-                    self._fire_instant,
-                    DateTrigger(instant),
-                    args=[instant],
-                    id=slot.job_id,
-                    misfire_grace_time=None,
-                )
-            except Exception as error:
-                raise SchedulerUnavailable(f"APScheduler refused a job: {error}") from error
+            slot = _Slot(self._add_job(instant, self._clock.now()))
             self._slots[instant] = slot
         slot.tasks[task.task_id] = task
+
+    def _add_job(self, instant: datetime, now: datetime) -> str:
+        """Let APScheduler wait from `now` until `instant`; return the job's id."""
+        # A new id each time: APScheduler drops a job that is added while one of the same
+        # id is being run.
+        job_id = f"{instant.isoformat()}#{next(self._job_numbers)}"
+        try:
+            self._scheduler.add_job(
+                self._fire_instant,
+                # The wall clock is read after the other: it then fires a trifle late, not early.
+                DateTrigger(self._wall.now() + (instant - now)),
+                args=[instant],
+                id=job_id,
+                misfire_grace_time=None,
+            )
+        except Exception as error:
+            raise SchedulerUnavailable(f"APScheduler refused a job: {error}") from error
+        return job_id
 
     def _remove(self, task_id: str) -> DueTask | None:
         task = self._held.get(task_id)
@@ -181,27 +215,45 @@ class Timer:
             return None
         slot = self._slots.get(_instant(task))
         if slot is not None and slot.tasks.keys() == {task_id}:
-            try:
-                self._scheduler.remove_job(slot.job_id)
-            except JobLookupError:
-                pass  # It fires just now: the claim will find the row gone.
-            except Exception as error:
-                raise SchedulerUnavailable(f"APScheduler kept a job: {error}") from error
+            self._remove_job(slot)
             del self._slots[_instant(task)]
         elif slot is not None:
             slot.tasks.pop(task_id, None)
         del self._held[task_id]
         return task
 
+    def _remove_job(self, slot: _Slot) -> None:
+        try:
+            self._scheduler.remove_job(slot.job_id)
+        except JobLookupError:
+            pass  # It fires just now, and will find its slot empty or gone.
+        except Exception as error:
+            raise SchedulerUnavailable(f"APScheduler kept a job: {error}") from error
+
     async def _fire_instant(self, instant: datetime) -> None:
         # A coroutine function: a plain one would be run in a thread.
-        slot = self._slots.pop(instant, None)
+        slot = self._slots.get(instant)
         if slot is None:
             return
+        now = self._clock.now()
+        if now < instant <= now + LOOKAHEAD:
+            try:
+                slot.job_id = self._add_job(instant, now)
+            except SchedulerUnavailable:
+                _logger.exception("%d tasks are left to a sweep", len(slot.tasks))
+            return
+        del self._slots[instant]
+        if instant <= now:
+            self._fire(self._release(slot))
+        else:  # The database's clock was put back: nothing that lies so far ahead is held.
+            self._release(slot)
+
+    def _release(self, slot: _Slot) -> list[DueTask]:
+        """Hold the tasks of a slot no longer; return them without those not committed yet."""
         due = [task for task_id, task in slot.tasks.items() if task_id not in self._reserved]
         for task in due:
-            self._held.pop(task.task_id, None)
-        self._fire(due)
+            del self._held[task.task_id]
+        return due
 
 
 def _instant(task: DueTask) -> datetime:

@@ -273,6 +273,8 @@ def parse_time(text: str) -> datetime:
 class SteppedClock:
     """The machine's clock, which a test can put forward, or break."""
 
+    error = timedelta()
+
     def __init__(self) -> None:
         self._ahead = timedelta()
         self.broken = False

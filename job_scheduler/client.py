@@ -1,0 +1,161 @@
+"""For other programs on the same database: schedule a task in a transaction of your own.
+
+    from job_scheduler.client import enqueue
+
+    with Session(engine) as session, session.begin():
+        session.add(order)
+        enqueue(session, "send_invoice", payload={"order": order.number})
+
+The task runs if, and only if, that transaction commits. Importing this module starts nothing,
+and needs neither the web framework nor the scheduler.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, select, text
+from sqlalchemy.orm import Session, scoped_session
+
+from job_scheduler import strict_json
+from job_scheduler.clock import SystemClock
+from job_scheduler.constants import BODY_MAX_BYTES, CHANNEL
+from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
+from job_scheduler.core.models import NOW_SQL, database_now
+from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.store import NewTask, TaskRow, create_tasks, tasks
+from job_scheduler.exceptions import InvalidBody, TaskConflict
+from job_scheduler.identifiers import new_task_id
+
+_NOTIFY = text(
+    "SELECT pg_notify(:channel, '') "
+    "WHERE :run_at <= clock_timestamp() + CAST('2 seconds' AS interval)"
+).columns()
+
+
+def enqueue(
+    session: "Session | scoped_session[Any] | Connection",
+    name: str,
+    run_at: datetime | None = None,
+    *,
+    payload: Mapping[str, Any] | None = None,
+    task_id: str | UUID | None = None,
+    max_attempts: int = 1,
+    on_crash: str | None = None,
+    notify: bool = True,
+) -> str:
+    """Insert a task in the transaction of `session`, and return its id; nothing is committed.
+
+    The arguments mean what they mean in ``POST /tasks``. A `run_at` without offset is UTC; none
+    at all is now, by the database's clock. A `task_id` of your own makes a repetition harmless:
+    the same arguments again insert nothing (where `run_at` is left out, the first time stands).
+
+    With `notify`, a task that is due within two seconds also tells the service so as soon as the
+    transaction is committed (PostgreSQL's NOTIFY), so that it starts at once rather than within
+    a second. PostgreSQL lets one transaction with a NOTIFY commit at a time, in all databases of
+    the server: where you commit thousands of transactions a second, leave it off.
+
+    Raises:
+        ValueError: an argument cannot be used; the message names it and says what to do.
+        TaskConflict: a task with this `task_id` exists already, with other arguments.
+    """
+    connection = _connection(session)
+    wanted = _validated(
+        {
+            "name": name,
+            "run_at": _instant(connection, run_at).isoformat(),
+            "payload": _document(payload),
+            "max_attempts": max_attempts,
+            "on_crash": on_crash,
+            "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
+        }
+    )
+    new = NewTask(
+        wanted.task_id or new_task_id(SystemClock().now()),
+        wanted.name,
+        wanted.run_at,
+        wanted.payload,
+        wanted.max_attempts,
+        wanted.on_crash,
+    )
+    stored = _insert(connection, new, any_time=run_at is None)
+    if notify and connection.dialect.name == "postgresql":
+        connection.execute(_NOTIFY, {"channel": CHANNEL, "run_at": stored["run_at"]})
+    return new.task_id
+
+
+def _connection(session: "Session | scoped_session[Any] | Connection") -> Connection:
+    if isinstance(session, Session | scoped_session):
+        session = session.connection()
+    if not isinstance(session, Connection):
+        raise ValueError(  # noqa: TRY004 (as for every other argument)
+            "session: Must be a Session or a Connection of SQLAlchemy. With an AsyncSession: "
+            "await session.run_sync(enqueue, name, …)."
+        )
+    if session.dialect.name not in NOW_SQL:
+        raise ValueError(
+            f"session: Its database is {session.dialect.name}. Use the one where the service "
+            "keeps its tasks, which is PostgreSQL or SQLite."
+        )
+    return session
+
+
+def _instant(connection: Connection, run_at: datetime | None) -> datetime:
+    if run_at is None:
+        return connection.execute(select(database_now())).scalar_one()
+    if not isinstance(run_at, datetime):
+        raise ValueError(  # noqa: TRY004 (as for every other argument)
+            "run_at: Must be a datetime, or None for now."
+        )
+    try:
+        return run_at.replace(tzinfo=UTC) if run_at.utcoffset() is None else run_at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(
+            f"run_at: There is no such date and time in UTC. {INSTANT_REMEDY}"
+        ) from None
+
+
+def _document(payload: Mapping[str, Any] | None) -> Any:
+    """Return the payload as the service will read it back."""
+    try:
+        written = json.dumps(payload if payload is None else dict(payload), separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"payload: It has no JSON form ({error}). Pass a dict of plain JSON values."
+        ) from None
+    if len(written) > BODY_MAX_BYTES:
+        raise ValueError(
+            f"payload: As JSON it is larger than {BODY_MAX_BYTES} bytes. Keep the data elsewhere, "
+            "and pass where they are."
+        )
+    try:
+        return strict_json.parse(written.encode())
+    except InvalidBody as error:
+        place = "payload" if error.field is None else f"payload.{error.field}"
+        raise ValueError(f"{place}: {error}") from None
+
+
+def _validated(arguments: dict[str, Any]) -> TaskCreate:
+    try:
+        return TaskCreate.model_validate(arguments)
+    except ValidationError as error:
+        problems = [
+            f"{details['loc'][0]}: {REMEDIES.get(details['type'], details['msg'])}"
+            for details in error.errors()
+        ]
+        raise ValueError("; ".join(problems)) from None
+
+
+def _insert(connection: Connection, new: NewTask, *, any_time: bool) -> TaskRow:
+    [stored] = create_tasks(connection, [new])
+    if isinstance(stored, TaskConflict) and any_time:
+        # Now is later than it was the first time: compare all but that.
+        first = connection.scalar(select(tasks.c.run_at).where(tasks.c.task_id == new.task_id))
+        [stored] = create_tasks(connection, [replace(new, run_at=first or new.run_at)])
+    if isinstance(stored, TaskConflict):
+        raise stored
+    return stored
