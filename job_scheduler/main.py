@@ -176,7 +176,7 @@ async def _start(
         caller,
         lambda: heartbeat.instance_id,
         put_back=timer.put_back,
-        lease=settings.lease_seconds,
+        holds_lease=heartbeat.holds_lease,
     )
     lane_of = _lanes(registry, settings)
     dispatcher = Dispatcher(

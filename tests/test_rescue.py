@@ -562,21 +562,49 @@ def test_run_whose_end_could_not_be_stored_at_all_does_not_look_as_if_it_ran_for
     assert row["result"].startswith("interrupted: how it ended could not be stored")
 
 
-def test_claim_that_took_longer_than_the_lease_is_given_back_unused(
+def test_claim_of_an_instance_that_may_count_as_dead_is_given_back_unused(
     store: Backend, registry: HandlerRegistry
 ) -> None:
     calls: list[str] = []
     registry.task("probe")(lambda: calls.append("called"))
     task_id = store.insert_task(run_at=later(-60))
-    times = iter([0.0, 15.0])
 
     async def scenario() -> None:
-        async with bench(store, registry, monotonic=lambda: next(times)) as one:
+        async with bench(store, registry, holds_lease=lambda _: False) as one:
             await one.runner.run_task(task_id)
 
     asyncio.run(scenario())
     assert (store.row(task_id)["status"], store.row(task_id)["attempt"]) == ("scheduled", 0)
     assert calls == []
+
+
+def test_lease_ends_with_the_time_since_the_last_beat_was_sent(store: Backend) -> None:
+    now = 100.0
+
+    def slowly(*_: Any) -> None:
+        nonlocal now
+        now += 5
+
+    with store.database() as database:
+        member = Member(new_token(), own_identity())
+        with database.writing() as connection:
+            instances.register(connection, member, InstanceState.Alive)
+        heart = Heartbeat(database, member, 15, new_token, lambda: None, lambda: now)
+        now = 114.0
+        assert heart.holds_lease(member.instance_id)
+        now = 115.0
+        assert not heart.holds_lease(member.instance_id)
+        event.listen(database.engine, "commit", slowly)
+        heart.beat()
+        event.remove(database.engine, "commit", slowly)
+        assert heart.silent_for() == 5
+        assert heart.holds_lease(member.instance_id)
+        now = 130.0
+        assert not heart.holds_lease(member.instance_id)
+        store.sql("UPDATE instances SET state = 'dead'")
+        heart.beat()
+        assert heart.holds_lease(heart.instance_id)
+        assert not heart.holds_lease(member.instance_id)
 
 
 def test_late_result_of_a_task_that_is_gone_is_forgotten(

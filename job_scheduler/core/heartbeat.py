@@ -35,13 +35,15 @@ class Heartbeat:
         lease: float,
         new_id: Callable[[], str],
         check_loop: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._member = member
         self._new_id = new_id
-        self._interval = lease / _BEATS_PER_LEASE
+        self._lease = lease
+        self._monotonic = monotonic
         self._check_loop = check_loop
-        self._beaten_at = time.monotonic()
+        self._beaten_at = monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -56,8 +58,16 @@ class Heartbeat:
         return self._member.instance_id
 
     def silent_for(self) -> float:
-        """Return for how many seconds no heartbeat has reached the database."""
-        return time.monotonic() - self._beaten_at
+        """Return for how many seconds no heartbeat has reached the database, at most."""
+        return self._monotonic() - self._beaten_at
+
+    def holds_lease(self, instance_id: str) -> bool:
+        """Tell whether nobody can have taken `instance_id`, which was this one's, for dead yet.
+
+        Whoever buries it has seen it silent for a lease, and has seen it no earlier than it sent
+        the heartbeat from which it reckons itself.
+        """
+        return instance_id == self.instance_id and self.silent_for() < self._lease
 
     def start(self) -> None:
         """Begin to beat."""
@@ -83,23 +93,23 @@ class Heartbeat:
         Raises:
             DatabaseUnavailable: the database cannot be reached.
         """
+        sent_at = self._monotonic()
         reborn = None
         with self._database.writing() as connection:
             if not instances.beat(connection, self.instance_id):
                 reborn = Member(self._new_id(), self._member.process)
                 instances.register(connection, reborn, InstanceState.Alive)
-        self._beaten_at = time.monotonic()
-        if reborn is None:
-            return
-        _logger.warning(
-            "this instance was declared dead as %s: it takes part again as %s",
-            self.instance_id,
-            reborn.instance_id,
-        )
-        self._member = reborn
+        if reborn is not None:
+            _logger.warning(
+                "this instance was declared dead as %s: it takes part again as %s",
+                self.instance_id,
+                reborn.instance_id,
+            )
+            self._member = reborn
+        self._beaten_at = sent_at
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.wait(self._lease / _BEATS_PER_LEASE):
             self._check_loop()
             try:
                 self.beat()

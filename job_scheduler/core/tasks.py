@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -58,8 +57,8 @@ class TaskRunner:
     """Runs tasks: `run_task` is started for one that is due.
 
     `instance_id` tells under whose name claims are made; `put_back` takes a task that is still
-    scheduled but was not to be had at this moment. A claim that took longer than `lease`
-    (seconds) is given back unused: this process may have been taken for dead meanwhile.
+    scheduled but was not to be had at this moment. A claim whose instance may have been
+    taken for dead meanwhile, as `holds_lease` tells, is given back unused.
     """
 
     def __init__(
@@ -69,16 +68,14 @@ class TaskRunner:
         caller: Caller,
         instance_id: Callable[[], str],
         put_back: Callable[[DueTask], None],
-        lease: float,
-        monotonic: Callable[[], float] = time.monotonic,
+        holds_lease: Callable[[str], bool],
     ) -> None:
         self._database = database
         self._lock = lock
         self._caller = caller
         self._instance_id = instance_id
         self._put_back = put_back
-        self._lease = lease
-        self._monotonic = monotonic
+        self._holds_lease = holds_lease
         self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
         self._records: Batcher[Record, bool] = Batcher(self._flush_records)
         self.under_way = RunsUnderWay()
@@ -95,11 +92,10 @@ class TaskRunner:
         try:
             if not await self._lock.acquire(task_id, token):
                 return
-            asked_at = self._monotonic()
             claim = await self._claim(task_id, token)
             if claim is None:
                 return
-            if self._monotonic() - asked_at < self._lease:
+            if self._holds_lease(claim.instance_id):
                 outcome = await self._caller.call(claim)
             else:
                 outcome = NotStarted()

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -210,7 +209,7 @@ async def bench(
     registry: HandlerRegistry,
     lock: TaskLock | None = None,
     state: InstanceState = InstanceState.Alive,
-    monotonic: Callable[[], float] = time.monotonic,
+    holds_lease: Callable[[str], bool] = lambda _: True,
 ) -> AsyncIterator[Bench]:
     """A runner of tasks, registered as an instance; `lock` is closed with it."""
     configure_logging("INFO")
@@ -220,7 +219,7 @@ async def bench(
     lock = lock or InProcessLock()
     instance_id = new_token()
     put_back: list[DueTask] = []
-    runner = TaskRunner(database, lock, caller, lambda: instance_id, put_back.append, 15, monotonic)
+    runner = TaskRunner(database, lock, caller, lambda: instance_id, put_back.append, holds_lease)
     try:
         await database.write(instances.register, Member(instance_id, own_identity()), state)
         yield Bench(database, instance_id, caller, put_back, runner)
