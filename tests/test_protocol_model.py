@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -37,9 +38,11 @@ from job_scheduler.identifiers import new_token
 from tests.support.app import Backend, later, parse_time
 from tests.support.model import LEASE, Known, Virtual, World
 
-EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "20"))
 STEPS = 40
 NUMBER = 3
+MANY = 4
+"""Few tasks, so that the instances get in each other's way."""
 FINAL = {TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown}
 ON_CRASH = [None, "fail", "retry", "hold"]
 
@@ -71,6 +74,7 @@ class Protocol(RuleBasedStateMachine):
 
     # ----------------------------------------------------------------------- the caller
 
+    @precondition(lambda self: len(self.world.tasks) < MANY)
     @rule(
         target=made,
         overdue=st.booleans(),
@@ -114,15 +118,17 @@ class Protocol(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------- the instances
 
-    @initialize()
-    def first_start(self) -> None:
-        """The service is up with two of three instances."""
+    @initialize(target=made, max_attempts=st.integers(1, 3), on_crash=st.sampled_from(ON_CRASH))
+    def first_start(self, max_attempts: int, on_crash: str | None) -> str:
+        """The service is up with two of three instances, and something is due."""
         for one in self.all[:2]:
             one.boot()
         self.all[0].decide(RecoverPastTasks.Run)
         for one in self.all[:2]:
             one.heart.beat()
         self.all[1].decide(RecoverPastTasks.Run)
+        created: str = self.create(True, max_attempts, on_crash)  # type: ignore[assignment]
+        return created
 
     @rule(number=numbers, policy=st.sampled_from(RecoverPastTasks))
     def come_up(self, number: int, policy: RecoverPastTasks) -> None:
@@ -149,13 +155,13 @@ class Protocol(RuleBasedStateMachine):
         """An instance loses the database, or finds it again."""
         self.all[number].is_away = not self.all[number].is_away
 
-    @rule(seconds=st.sampled_from([0.4, 0.9, 1.0, 5.0]), times=st.integers(1, 20))
-    def time_passes(self, seconds: float, times: int) -> None:
-        """Time passes; those that are well beat and look, the others do not."""
-        for _ in range(times):
+    @rule(seconds=st.sampled_from([0.4, 1.0, 5.0]), asleep=st.integers(0, NUMBER))
+    def time_passes(self, seconds: float, asleep: int) -> None:
+        """Time passes; all beat and look but one, which is paused."""
+        for _ in range(18):
             self.world.now += seconds
             for number in range(NUMBER):
-                if self.can_work(number) and number != times % (NUMBER + 1):
+                if self.can_work(number) and number != asleep:
                     self.all[number].heart.beat()
                     self.look(number)
 
@@ -182,6 +188,8 @@ class Protocol(RuleBasedStateMachine):
         if self.can_work(number) and self.world.tasks:
             one = self.all[number]
             one.claim(one.ask(self.pick_tasks(picks)))
+            got = [run for run in one.runs.values() if run.instance_id == one.heart.instance_id]
+            assert not got or one.heart.instance_id in self.not_dead(), "the dead have claimed"
 
     @rule(number=numbers, picks=st.lists(some, min_size=1, max_size=2), happened=st.booleans())
     def claim_with_unknown_outcome(self, number: int, picks: list[int], happened: bool) -> None:
@@ -200,13 +208,25 @@ class Protocol(RuleBasedStateMachine):
             one = self.all[number]
             one.claim_unnoticed(one.ask(self.pick_tasks(picks)))
 
-    @rule(number=numbers, pick=some)
-    def start(self, number: int, pick: int) -> None:
-        """A claimed task's handler is called."""
+    @rule(number=numbers)
+    def start(self, number: int) -> None:
+        """The handlers of an instance's claimed tasks are called."""
         one = self.all[number]
-        waiting = [run for run in one.runs.values() if not one.has_started(run)]
-        if waiting and self.can_work(number):
-            one.start(waiting[pick % len(waiting)])
+        for run in [run for run in one.runs.values() if not one.has_started(run)]:
+            if self.can_work(number):
+                one.start(run)
+
+    @rule(number=numbers, other=numbers)
+    def paused_too_long(self, number: int, other: int) -> None:
+        """One claims and starts all that is due, and is paused while another takes it over."""
+        if number == other or not self.world.tasks:
+            return
+        everything = list(range(MANY))
+        self.claim(number, everything)
+        self.start(number)
+        self.time_passes(1.0, asleep=number)
+        self.claim(other, everything)
+        self.start(other)
 
     @rule(
         number=numbers,
@@ -265,6 +285,7 @@ class Protocol(RuleBasedStateMachine):
         with self.world.database.reading() as connection:
             rows = {row.task_id: dict(row._mapping) for row in connection.execute(select(tasks))}
             entries = [dict(row._mapping) for row in connection.execute(select(task_runs))]
+        living = self.not_dead()
         for task_id, known in self.world.tasks.items():
             assert (task_id in rows) is not known.is_deleted, "a task is lost"
             starts = [token for token in known.started if token != "deleted"]
@@ -279,6 +300,8 @@ class Protocol(RuleBasedStateMachine):
                 assert entry["result"] == entry["claim_token"]
                 row = rows[entry["task_id"]]
                 assert (row["status"], row["claim_token"]) == ("done", entry["claim_token"])
+            if entry["outcome"] == "crashed":
+                assert entry["instance_id"] not in living, "a living instance's run was rescued"
         self.former = rows
 
     def check_row(self, row: dict[str, Any], known: Known, former: dict[str, Any] | None) -> None:
