@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Float, extract, func, select
+from sqlalchemy import ColumnElement, Connection, Float, case, extract, func, select
 
 from job_scheduler.clock import Clock
 from job_scheduler.core.store import tasks
@@ -86,8 +86,12 @@ def _report(connection: Connection, start: datetime, end: datetime) -> Report:
 
 
 def _lateness(dialect: str) -> ColumnElement[float]:
-    """Return, as SQL, the seconds from when a task was due to when it started."""
-    due = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
+    """Return, as SQL, the seconds from when a task was due to when it started.
+
+    A first attempt was due when the user said, also if it was released later than that.
+    """
+    retried = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
+    due = case((tasks.c.attempt > 1, retried), else_=tasks.c.run_at)
     if dialect == "sqlite":
         days = func.julianday(tasks.c.started_at) - func.julianday(due)
         return (days * 86_400.0).cast(Float)
