@@ -140,8 +140,14 @@ def close(connection: Connection, missed_at: datetime) -> None:
     connection.execute(delete(catch_up).where(catch_up.c.missed_at == missed_at))
 
 
+def forget(connection: Connection, missed_at: datetime) -> None:
+    """Forget the catch-up of these tasks, if it has ended."""
+    ended = (catch_up.c.missed_at == missed_at) & catch_up.c.finished_at.is_not(None)
+    connection.execute(delete(catch_up).where(ended))
+
+
 def _finish(connection: Connection) -> bool:
-    # All that were picked may have been deleted at that moment, with more behind them.
+    # All that were picked may have been deleted, or locked, at that moment.
     finished = connection.execute(update(catch_up).where(_NONE_LEFT).values(finished_at=_NOW))
     return bool(finished.rowcount)
 

@@ -86,25 +86,29 @@ def _typed(statement: str) -> Any:
     )
 
 
-def _batch_statement(dialect: str, which: str, due: str, changes: str) -> Any:
+def _batch_statement(dialect: str, which: str, due: str, changes: str, waits: str = "") -> Any:
     row_lock, one_of_picked = "", "IN (SELECT id FROM picked)"
     if dialect == "postgresql":
-        row_lock, one_of_picked = "FOR NO KEY UPDATE", "= ANY (ARRAY(SELECT id FROM picked))"
+        row_lock = f"FOR NO KEY UPDATE {waits}"
+        one_of_picked = "= ANY (ARRAY(SELECT id FROM picked))"
     # IS TRUE keeps PostgreSQL, which may not have counted many new rows yet, from looking for
-    # the picked ones among all that are overdue: they are to be found by their ids.
+    # the picked ones among all that are overdue: they are to be found by their ids. The UPDATE
+    # comes first, because Python's SQLite does not count the rows of what begins with WITH.
     return _typed(
         f"""
-        WITH picked AS MATERIALIZED (
-            SELECT task_id AS id FROM scheduled_tasks WHERE {which} ORDER BY {due} LIMIT :number
-        ), locked AS MATERIALIZED (
-            SELECT task_id AS id, {due} AS due FROM scheduled_tasks
-            WHERE task_id {one_of_picked} AND ({which}) IS TRUE
-            ORDER BY task_id {row_lock}
-        ), placed AS (
-            SELECT id, row_number() OVER (ORDER BY due, id) - 1 AS place FROM locked
-        )
         UPDATE scheduled_tasks SET {changes}, updated_at = {NOW_SQL[dialect]}
-        FROM placed WHERE scheduled_tasks.task_id = placed.id
+        FROM (
+            WITH picked AS MATERIALIZED (
+                SELECT task_id AS id FROM scheduled_tasks WHERE {which}
+                ORDER BY {due} LIMIT :number
+            ), locked AS MATERIALIZED (
+                SELECT task_id AS id, {due} AS due FROM scheduled_tasks
+                WHERE task_id {one_of_picked} AND ({which}) IS TRUE
+                ORDER BY task_id {row_lock}
+            )
+            SELECT id, row_number() OVER (ORDER BY due, id) - 1 AS place FROM locked
+        ) AS placed
+        WHERE scheduled_tasks.task_id = placed.id
         """  # noqa: S608 (made of constants)
     )
 
@@ -113,8 +117,8 @@ def _overdue_statement(dialect: str, changes: str) -> Any:
     return _batch_statement(dialect, OVERDUE_SQL, "coalesce(retry_at, run_at)", changes)
 
 
-def _missed_statement(dialect: str, changes: str) -> Any:
-    return _batch_statement(dialect, _MISSED_SQL, "run_at", changes)
+def _missed_statement(dialect: str, changes: str, waits: str = "") -> Any:
+    return _batch_statement(dialect, _MISSED_SQL, "run_at", changes, waits)
 
 
 _FAILURE = {
@@ -129,7 +133,7 @@ _RELEASED = {
     ),
     "sqlite": (
         "missed_at = NULL, retry_at = strftime('%Y-%m-%d %H:%M:%f000', :begin, "
-        "printf('+%.6f seconds', placed.place / :rate))"
+        "printf('+%.6f seconds', placed.place / CAST(:rate AS real)))"
     ),
 }
 
@@ -145,4 +149,7 @@ _COUNT_MISSED = _typed(
 _FAIL_OVERDUE = {dialect: _overdue_statement(dialect, _FAILURE[dialect]) for dialect in NOW_SQL}
 _FAIL_MISSED = {dialect: _missed_statement(dialect, _FAILURE[dialect]) for dialect in NOW_SQL}
 _SET_ASIDE = {dialect: _overdue_statement(dialect, "missed_at = :mark") for dialect in NOW_SQL}
-_RELEASE = {dialect: _missed_statement(dialect, _RELEASED[dialect]) for dialect in NOW_SQL}
+# What somebody else holds locked is left to a later batch: it is not to hold up the others.
+_RELEASE = {
+    dialect: _missed_statement(dialect, _RELEASED[dialect], "SKIP LOCKED") for dialect in NOW_SQL
+}

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from job_scheduler.core import catch_up, overdue
 from job_scheduler.core.catch_up import CatchUpRow
@@ -47,10 +48,8 @@ class Release:
                 _logger.debug("the database is away: nothing is released")  # The sweep says it.
             except Exception:
                 _logger.exception("missed tasks could not be released; the next try follows")
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _INTERVAL)
-            except TimeoutError:
-                continue
 
     def wake(self) -> None:
         """Take the next step at once: a person has approved."""
@@ -83,7 +82,7 @@ class Release:
         if self.current is None:
             return
         if self.current.is_past:
-            await self._database.write(catch_up.close, self.current.missed_at)
+            await self._database.write(catch_up.forget, self.current.missed_at)
         if self.current.waits:
             waited = former is not None and former.waits
             if not waited or self._monotonic() - self._reminded_at >= _REMIND_SECONDS:
