@@ -1,16 +1,24 @@
-"""The command line: serve, migrate."""
+"""The command line: serve, migrate, recovery-plan."""
 
 import socket
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 import uvicorn
 
 from job_scheduler.config import load_settings
+from job_scheduler.core import recovery_plan
+from job_scheduler.core.recovery import Rules
 from job_scheduler.database import Database, build_engine
-from job_scheduler.exceptions import DatabaseUnavailable, StartError
+from job_scheduler.exceptions import DatabaseUnavailable, SchemaError, StartError
 from job_scheduler.logger import configure_logging
-from job_scheduler.migrations.upgrade import create_database, reason_of, upgrade
+from job_scheduler.migrations.upgrade import (
+    create_database,
+    insist_on_schema,
+    reason_of,
+    upgrade,
+)
 
 EXIT_CANNOT_START = 2
 OPEN_REQUESTS_SECONDS = 5
@@ -98,6 +106,30 @@ def migrate() -> int:
     return 0
 
 
+@cli.command("recovery-plan")
+def recovery_plan_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what a start would do with overdue tasks, without doing it. Nothing need be running."""
+    try:
+        settings = load_settings()
+        url = settings.database
+        if settings.embedded and not Path(str(url.database)).exists():
+            raise SchemaError(f"There is no database {url.database}. Check DB_URL.")
+        database = Database(build_engine(url))
+        try:
+            with database.reading() as connection:
+                insist_on_schema(connection)
+                plan = recovery_plan.plan(connection, Rules.of(settings), settings.lease_seconds)
+        finally:
+            database.close()
+    except StartError as error:
+        _give_up(str(error))
+    except DatabaseUnavailable as error:
+        _give_up(f"The database cannot be reached ({reason_of(error)}). Check DB_URL.")
+    typer.echo(plan.model_dump_json(indent=2) if as_json else recovery_plan.as_table(plan))
+
+
 def main() -> None:
     """Run the command line."""
     cli()
@@ -148,6 +180,6 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _give_up(line: str) -> None:
+def _give_up(line: str) -> NoReturn:
     typer.echo(line, err=True)
     raise SystemExit(EXIT_CANNOT_START)

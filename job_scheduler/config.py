@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     )
     redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
     recover_past_tasks: RecoverPastTasks = RecoverPastTasks.Run
+    recovery_rate: float = Field(default=1_000.0, ge=1, le=1_000_000)
+    recovery_hold_above: int = Field(default=0, ge=0, le=1_000_000_000)
     auto_migrate: bool = False
     task_modules: str = ""
     unknown_tasks: UnknownTasks = UnknownTasks.Timer

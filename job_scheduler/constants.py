@@ -80,6 +80,21 @@ class RecoverPastTasks(StrEnum):
     Skip = "skip"
 
 
+class RecoveryAction(StrEnum):
+    """What becomes of the overdue tasks, as policy, rate and number decide.
+
+    ``nothing``: there are none. ``run``: the sweep takes them at once. ``release``: they are run
+    at the bounded rate. ``hold``: they wait for a person's approval, and are released then.
+    """
+
+    Nothing = "nothing"
+    Run = "run"
+    Release = "release"
+    Hold = "hold"
+    Fail = "fail"
+    Skip = "skip"
+
+
 class UnknownTasks(StrEnum):
     """What becomes of a task whose name no handler is registered under."""
 

@@ -13,6 +13,7 @@ from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
+from job_scheduler.core.release import Release
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.store import NewTask, TaskRow
 from job_scheduler.core.sweep import Sweep
@@ -37,6 +38,7 @@ class Services:
     dispatcher: Dispatcher
     sweep: Sweep
     heartbeat: Heartbeat
+    release: Release
     shutdown: Shutdown
 
 

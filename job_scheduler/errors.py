@@ -30,6 +30,7 @@ _STATUS: dict[type[domain.JobSchedulerError], HTTPStatus] = {
     domain.TaskNotFound: HTTPStatus.NOT_FOUND,
     domain.TaskNotCancellable: HTTPStatus.CONFLICT,
     domain.TaskConflict: HTTPStatus.CONFLICT,
+    domain.NothingHeld: HTTPStatus.CONFLICT,
     domain.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     domain.JobSchedulerError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -43,7 +44,8 @@ _FRAMEWORK_DETAILS = {
 _DESCRIPTIONS = {
     400: "The body is not JSON (`BODY_400`).",
     404: "There is no such task (`TASK_404`).",
-    409: "The task is not in a state that allows it (`TASK_DELETE_409`, `TASK_CREATE_409`).",
+    409: "The present state does not allow it (`TASK_DELETE_409`, `TASK_CREATE_409`, "
+    "`RECOVERY_409`).",
     413: "The body is too large (`BODY_413`).",
     415: "The body is not declared as JSON (`BODY_415`).",
     422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "

@@ -9,6 +9,7 @@
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, IdempotencyKeyReused
     ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
+    ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
         ├── DatabaseUnavailable ── CommitOutcomeUnknown
@@ -173,6 +174,18 @@ class TaskNotDeleted(JobSchedulerError):
             "Try again; the service's log says what went wrong."
         )
         self.task_id = task_id
+
+
+class NothingHeld(JobSchedulerError):
+    """No missed tasks wait for an approval."""
+
+    error_code = "RECOVERY_409"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "No missed tasks wait for an approval, so that nothing was released. "
+            "GET /recovery/plan shows what there is."
+        )
 
 
 class SchedulerUnavailable(JobSchedulerError):

@@ -20,7 +20,7 @@ from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock, SystemClock
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState
-from job_scheduler.core import api, health, instances, runs_api, store
+from job_scheduler.core import api, health, instances, recovery_api, runs_api, store
 from job_scheduler.core.dispatcher import Dispatcher, Lane
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
@@ -28,7 +28,8 @@ from job_scheduler.core.handlers.report import build_send_report
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
-from job_scheduler.core.recovery import start_up
+from job_scheduler.core.recovery import Rules, start_up
+from job_scheduler.core.release import Release
 from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.retention import Retention
 from job_scheduler.core.shutdown import Shutdown
@@ -72,6 +73,7 @@ Every error is a problem document (RFC 9457) with a stable `error_code`.
 
 _TAGS = [
     {"name": "tasks", "description": "Create, list, show and cancel tasks."},
+    {"name": "recovery", "description": "What becomes of tasks that a downtime made overdue."},
     {"name": "health", "description": "How the service does."},
 ]
 
@@ -114,6 +116,7 @@ def create_app(
     )
     app.include_router(api.router)
     app.include_router(runs_api.router)
+    app.include_router(recovery_api.router)
     app.include_router(health.router)
     add_docs(app)
     add_error_handlers(app)
@@ -150,7 +153,7 @@ async def _start(
     await database.write(instances.register, heartbeat.member, InstanceState.Starting)
     heartbeat.start()
     stack.push_async_callback(_stop_heartbeat, heartbeat)
-    await start_up(database, heartbeat.member, settings.recover_past_tasks, settings.lease_seconds)
+    await start_up(database, heartbeat.member, Rules.of(settings), settings.lease_seconds)
     await rescue_orphans(database)
 
     threads = DaemonThreads(settings.threads, "handler")
@@ -198,6 +201,9 @@ async def _start(
     timer.start()
     stack.callback(timer.stop)
     await stack.enter_async_context(_loop(sweep.run))
+    release = Release(database, settings.recovery_rate)
+    await release.look()  # so that /health says from the first answer on what waits
+    await stack.enter_async_context(_loop(release.run))
     await stack.enter_async_context(_loop(Retention(database, settings.retention).run))
     if not settings.embedded:
         wakeups = Wakeups(build_engine(settings.database, pool_size=1), sweep.wake)
@@ -223,6 +229,7 @@ async def _start(
         sweep=sweep,
         heartbeat=heartbeat,
         shutdown=shutdown,
+        release=release,
     )
 
 

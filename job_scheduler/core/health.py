@@ -10,6 +10,7 @@ from job_scheduler.core.schemas_health import (
     Health,
     PartHealth,
     Probe,
+    RecoveryHealth,
     SchedulerHealth,
 )
 from job_scheduler.dependencies import Services, ServicesDep
@@ -40,7 +41,8 @@ class NotReady(Unavailable):
 async def health(response: Response, services: ServicesDep) -> Health:
     """Tell how each part does.
 
-    `degraded` (200): Redis is away; tasks run on under the database's claim alone.
+    `degraded` (200): Redis is away; tasks run on under the database's claim alone. Or tasks that
+    were missed during a downtime wait for an approval; all others run.
     `unavailable` (503): nothing can be accepted or started until it has recovered.
     """
     report = await _report(services)
@@ -92,7 +94,8 @@ async def _report(services: Services) -> Health:
         since=lock_away_since,
     )
     scheduler = _scheduler(services)
-    statuses = {database.status, lock.status, scheduler.status}
+    recovery = _recovery(services)
+    statuses = {database.status, lock.status, scheduler.status, recovery.status}
     worst = next(one for one in ("unavailable", "degraded", "ok") if one in statuses)
     return Health(
         status=worst,
@@ -103,6 +106,7 @@ async def _report(services: Services) -> Health:
         lock=lock,
         scheduler=scheduler,
         clock=_clock(services),
+        recovery=recovery,
     )
 
 
@@ -140,3 +144,18 @@ def _scheduler(services: Services) -> SchedulerHealth:
         queued=services.dispatcher.queued,
         running=services.dispatcher.running,
     )
+
+
+def _recovery(services: Services) -> RecoveryHealth:
+    row = services.release.current
+    if row is None or row.finished_at is not None:
+        return RecoveryHealth(status="ok", state="idle")
+    if row.waits:
+        return RecoveryHealth(
+            status="degraded",
+            state="waiting",
+            since=row.held_at,
+            tasks=services.release.held,
+            action="POST /recovery/approve runs them; GET /recovery/plan shows what they are.",
+        )
+    return RecoveryHealth(status="ok", state="releasing", since=row.approved_at or row.missed_at)

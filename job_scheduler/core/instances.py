@@ -59,11 +59,13 @@ def serialize_election(connection: Connection) -> None:
 
 def others(connection: Connection, instance_id: str) -> list[InstanceRow]:
     """Return all instances but this one that are not dead."""
+    return [one for one in not_dead(connection) if one.instance_id != instance_id]
+
+
+def not_dead(connection: Connection) -> list[InstanceRow]:
+    """Return all instances that have not stopped and were not found dead."""
     rows = connection.execute(
-        select(instances).where(
-            instances.c.instance_id != instance_id,
-            instances.c.state != InstanceState.Dead.value,
-        )
+        select(instances).where(instances.c.state != InstanceState.Dead.value)
     )
     return [
         InstanceRow(

@@ -187,12 +187,20 @@ class ScheduledTask(Base):
         CheckConstraint(
             "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'", name="retry_at"
         ),
-        # Each index serves one statement: the sweep, the rescue, the list.
+        # Each index serves one statement: the sweep, the release of what was missed, the rescue,
+        # the list.
         Index(
             "ix_scheduled_tasks_due",
             text("coalesce(retry_at, run_at)"),
             postgresql_where=text("status = 'scheduled' AND missed_at IS NULL"),
             sqlite_where=text("status = 'scheduled' AND missed_at IS NULL"),
+        ),
+        Index(
+            "ix_scheduled_tasks_missed",
+            "missed_at",
+            "run_at",
+            postgresql_where=text("status = 'scheduled' AND missed_at IS NOT NULL"),
+            sqlite_where=text("status = 'scheduled' AND missed_at IS NOT NULL"),
         ),
         Index(
             "ix_scheduled_tasks_running",
@@ -225,22 +233,25 @@ class TaskRun(Base):
 
 
 class CatchUp(Base):
-    """The release of the tasks that a downtime made overdue, while it is under way.
+    """The tasks that a downtime made overdue and that are run late, at a bounded rate.
 
-    At most one row. `held_at` is set while a person has yet to approve it: the tasks concerned
-    bear that very instant as their `missed_at`. `released_until` is up to when releases have
-    been given out, so that their rate holds over a restart.
+    At most one row. Those that are still to be released bear its `missed_at` as theirs. While
+    `held_at` is set and `approved_at` is not, a person has yet to approve it. `covers_until` is up
+    to when the downtime went, `released_until` up to when releases have been given out, and
+    `finished_at` when none was left.
     """
 
     __tablename__ = "catch_up"
 
     singleton: Mapped[int] = mapped_column(Integer, primary_key=True, server_default="1")
-    overdue: Mapped[int] = mapped_column(Integer)
-    down_from: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    down_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    missed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    covers_until: Mapped[datetime] = mapped_column(UtcDateTime)
     held_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     approved_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    approved_tasks: Mapped[int | None] = mapped_column(Integer)
+    approved_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     released_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     __table_args__ = (CheckConstraint("singleton = 1", name="singleton"),)
 

@@ -4,34 +4,60 @@ An instance registers as ``starting``. If another one is alive, it joins it: not
 missed. Otherwise it makes itself ``recovering`` (one instance at a time can), treats what was
 overdue when it started as ``RECOVER_PAST_TASKS`` says, and becomes ``alive``. Nobody claims
 before that, since only instances that are alive may claim.
+
+Under ``run`` many overdue tasks are not let loose at once: they are set aside, and released at a
+bounded rate (``catch_up.py``, ``release.py``), above a limit only when a person has approved.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select
 
-from job_scheduler.constants import InstanceState, RecoverPastTasks, TaskStatus
-from job_scheduler.core import instances
+from job_scheduler import strict_json
+from job_scheduler.config import Settings
+from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
+from job_scheduler.core import catch_up, instances, overdue
+from job_scheduler.core.catch_up import CatchUpRow
 from job_scheduler.core.instances import InstanceRow, Member
 from job_scheduler.core.models import database_now
-from job_scheduler.core.store import tasks
+from job_scheduler.core.overdue import Overdue
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
 from job_scheduler.process import is_running
 
 _logger = logging.getLogger(__name__)
 
-_BATCH = 1_000
 _POLL_SECONDS = 0.1
+_PAUSE_SECONDS = 0.005
 _FORGET_AFTER = timedelta(days=7)
 
 
-async def start_up(
-    database: Database, newcomer: Member, policy: RecoverPastTasks, lease: float
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What start-up does with overdue tasks.
+
+    Under `run`: `rate` a second, and only by approval when more than `hold_above` are overdue
+    (0: always without).
+    """
+
+    policy: RecoverPastTasks
+    rate: float = 1_000.0
+    hold_above: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Rules":
+        """Return the rules that are configured."""
+        return cls(
+            settings.recover_past_tasks, settings.recovery_rate, settings.recovery_hold_above
+        )
+
+
+async def start_up(database: Database, newcomer: Member, rules: Rules, lease: float) -> None:
     """Let an instance that is ``starting`` take part; it is ``alive`` afterwards.
 
     It joins those that are alive, or else recovers. `lease` is in seconds.
@@ -46,7 +72,7 @@ async def start_up(
     if state is InstanceState.Alive:
         _logger.info("joined other instances: nothing to recover")
         return
-    await recover(database, newcomer.instance_id, policy)
+    await recover(database, newcomer.instance_id, rules)
     await database.write(
         instances.move, newcomer.instance_id, [InstanceState.Recovering], InstanceState.Alive
     )
@@ -75,23 +101,77 @@ def _conclusion(living: list[InstanceRow], undecided: list[InstanceRow]) -> Inst
     return InstanceState.Recovering
 
 
-async def recover(database: Database, instance_id: str, policy: RecoverPastTasks) -> int:
+async def recover(database: Database, instance_id: str, rules: Rules) -> int:
     """Treat the tasks that were overdue when this instance started; return how many there were.
 
-    `run` leaves them to the sweep, `fail` marks them failed, `skip` sets them aside
-    (``missed_at``) with status and result unchanged. Repeating it changes nothing.
+    `fail` marks them failed; `skip` sets them aside (``missed_at``) with status and result
+    unchanged; `run` leaves a few to the sweep, and sets more aside to be released at a bounded
+    rate, at once or when a person has approved. Broken off, it is continued by the next start.
     """
     started, last = await database.read(_downtime, instance_id)
-    if policy is RecoverPastTasks.Run:
-        count = await database.read(_count_overdue, started)
-    else:
-        values = _treatment(policy, started, last)
-        count = 0
-        while treated := await database.write(_treat_batch, started, values):
-            count += treated
-            if treated == _BATCH:
-                _logger.info("recovery (%s): %d overdue tasks so far", policy.value, count)
-    _logger.info("recovery (%s): %d tasks were overdue at the start", policy.value, count)
+    found, former = await database.read(_situation, started)
+    treat: Callable[[], Awaitable[int]] | None = None
+    match decide(rules, found, former):
+        case RecoveryAction.Release | RecoveryAction.Hold as action:
+            hold = action is RecoveryAction.Hold
+            opened = await database.write(catch_up.begin, started, hold=hold)
+            treat = partial(database.write, overdue.set_aside, started, opened.missed_at)
+        case RecoveryAction.Fail:
+            reason = _missed(f"from {_seconds(last)} to" if last else "until", started)
+            treat = partial(database.write, overdue.fail_overdue, started, reason)
+        case RecoveryAction.Skip:
+            now = await database.read(database_time)
+            treat = partial(database.write, overdue.set_aside, started, now)
+        case _:  # there are none, or the sweep takes them
+            pass
+    count = found.tasks if treat is None else await _in_batches(rules.policy, treat)
+    if former is not None and rules.policy is not RecoverPastTasks.Run:
+        count += await _end(database, former, rules.policy)
+    _logger.info("recovery (%s): %d tasks were overdue at the start", rules.policy.value, count)
+    return count
+
+
+def decide(rules: Rules, found: Overdue, former: CatchUpRow | None) -> RecoveryAction:
+    """Return what becomes of overdue tasks, given the catch-up that is under way, if any.
+
+    Those that a person has approved already do not count towards another hold. While a catch-up
+    is not over, even a few join it: its rate is to hold over restarts.
+    """
+    if not found.tasks:
+        return RecoveryAction.Nothing
+    if rules.policy is not RecoverPastTasks.Run:
+        return RecoveryAction(rules.policy.value)
+    if former is not None and former.waits:
+        return RecoveryAction.Hold
+    if rules.hold_above and found.new > rules.hold_above:
+        return RecoveryAction.Hold
+    if found.tasks > rules.rate or (former is not None and not former.is_over):
+        return RecoveryAction.Release
+    return RecoveryAction.Run
+
+
+async def _end(database: Database, former: CatchUpRow, policy: RecoverPastTasks) -> int:
+    """End a catch-up of an earlier start, now that the policy is another; count whom it hits.
+
+    `fail` holds for what it has not released, too; with `skip` that stays set aside for good.
+    """
+    failed = 0
+    if policy is RecoverPastTasks.Fail:
+        reason = _missed("until", former.missed_at)
+        treat = partial(database.write, overdue.fail_missed, former.missed_at, reason)
+        failed = await _in_batches(policy, treat)
+    await database.write(catch_up.close, former.missed_at)
+    return failed
+
+
+async def _in_batches(policy: RecoverPastTasks, treat: Callable[[], Awaitable[int]]) -> int:
+    count = 0
+    while treated := await treat():
+        count += treated
+        if treated == overdue.BATCH:
+            _logger.info("recovery (%s): %d overdue tasks so far", policy.value, count)
+            # SQLite has one writer at a time: heartbeats get in between.
+            await asyncio.sleep(_PAUSE_SECONDS)
     return count
 
 
@@ -103,40 +183,25 @@ def _downtime(connection: Connection, instance_id: str) -> tuple[datetime, datet
     )
 
 
-def _treatment(
-    policy: RecoverPastTasks, started: datetime, last: datetime | None
-) -> dict[str, Any]:
-    if policy is RecoverPastTasks.Skip:
-        return {"missed_at": database_now(), "updated_at": database_now()}
-    period = f"from {_seconds(last)} to" if last else "until"
-    return {
-        "status": TaskStatus.Failed.value,
-        "result": f"missed: the service was down {period} {_seconds(started)}",
-        "finished_at": database_now(),
-        "updated_at": database_now(),
-    }
+def _situation(connection: Connection, started: datetime) -> tuple[Overdue, CatchUpRow | None]:
+    former = catch_up.current(connection)
+    return overdue.count_overdue(connection, started, approved_until(former)), former
 
 
-def _overdue(started: datetime) -> list[Any]:
-    return [
-        tasks.c.status == TaskStatus.Scheduled.value,
-        tasks.c.missed_at.is_(None),
-        func.coalesce(tasks.c.retry_at, tasks.c.run_at) < started,
-    ]
+def approved_until(former: CatchUpRow | None) -> datetime | None:
+    """Return up to which downtime a person has approved that missed tasks are run."""
+    return None if former is None or former.approved_at is None else former.covers_until
 
 
-def _count_overdue(connection: Connection, started: datetime) -> int:
-    return connection.execute(
-        select(func.count()).select_from(tasks).where(*_overdue(started))
-    ).scalar_one()
+def database_time(connection: Connection) -> datetime:
+    """Return the time by the database's clock."""
+    now: datetime = connection.execute(select(database_now())).scalar_one()
+    return now
 
 
-def _treat_batch(connection: Connection, started: datetime, values: dict[str, Any]) -> int:
-    batch = select(tasks.c.task_id).where(*_overdue(started)).limit(_BATCH)
-    treated = connection.execute(
-        update(tasks).where(tasks.c.task_id.in_(batch), *_overdue(started)).values(**values)
-    )
-    return treated.rowcount
+def _missed(period: str, instant: datetime) -> str:
+    """Return the result of a task that was missed, as JSON."""
+    return strict_json.dumps(f"missed: the service was down {period} {_seconds(instant)}")
 
 
 def _seconds(instant: datetime) -> str:

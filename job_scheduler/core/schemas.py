@@ -150,7 +150,7 @@ class Task(BaseModel):
         datetime | None,
         Field(
             description="When start-up set it aside, because its time had passed while the "
-            "service was down (RECOVER_PAST_TASKS=skip)."
+            "service was down: for good (RECOVER_PAST_TASKS=skip), or until it is released."
         ),
     ]
 

@@ -47,6 +47,16 @@ class ClockHealth(BaseModel):
     ]
 
 
+class RecoveryHealth(BaseModel):
+    """Whether tasks that a downtime made overdue are being run, or wait for an approval."""
+
+    status: str
+    state: Annotated[str, Field(description="idle, releasing or waiting.")]
+    since: datetime | None = None
+    tasks: Annotated[int | None, Field(description="How many wait, as of the last minute.")] = None
+    action: Annotated[str | None, Field(description="What a person can do.")] = None
+
+
 class Health(BaseModel):
     """How the service does: ok and degraded answer 200, unavailable 503."""
 
@@ -58,6 +68,7 @@ class Health(BaseModel):
     lock: PartHealth
     scheduler: SchedulerHealth
     clock: ClockHealth
+    recovery: RecoveryHealth
 
 
 class Probe(BaseModel):

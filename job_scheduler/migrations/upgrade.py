@@ -82,12 +82,20 @@ def _prepare_once(database: Database, url: URL, *, migrate: bool) -> str | None:
             upgrade(database)
             return None
         with database.reading() as connection:
-            missing = missing_revisions(connection)
+            insist_on_schema(connection)
     except DatabaseUnavailable as error:
         return reason_of(error)
-    if missing:
-        raise SchemaError(f"The database's schema lacks revision {', '.join(missing)}. {_MIGRATE}")
     return None
+
+
+def insist_on_schema(connection: Connection) -> None:
+    """Check that the connection's schema is the one that this code needs.
+
+    Raises:
+        SchemaError: it is missing, older or newer.
+    """
+    if missing := missing_revisions(connection):
+        raise SchemaError(f"The database's schema lacks revision {', '.join(missing)}. {_MIGRATE}")
 
 
 def reason_of(error: DatabaseUnavailable) -> str:

@@ -12,7 +12,7 @@ from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.outcomes import CutOff, NotStarted, Outcome, Succeeded, decide
 from job_scheduler.core.records import Record, record
-from job_scheduler.core.recovery import elect, recover
+from job_scheduler.core.recovery import Rules, elect, recover
 from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.tasks import RunsUnderWay
 from job_scheduler.core.watch import Watch
@@ -93,7 +93,7 @@ class Virtual:
         with self._database.writing() as connection:
             state = elect(connection, member, self._election)
         if state is InstanceState.Recovering:
-            self.world.do(recover(self._database, member.instance_id, policy))
+            self.world.do(recover(self._database, member.instance_id, Rules(policy)))
             with self._database.writing() as connection:
                 instances.move(
                     connection, member.instance_id, [InstanceState.Recovering], InstanceState.Alive

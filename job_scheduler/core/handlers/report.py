@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Float, extract, func, select
 
 from job_scheduler.clock import Clock
+from job_scheduler.core.claims import DUE
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database
 
@@ -87,11 +88,10 @@ def _report(connection: Connection, start: datetime, end: datetime) -> Report:
 
 def _lateness(dialect: str) -> ColumnElement[float]:
     """Return, as SQL, the seconds from when a task was due to when it started."""
-    due = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
     if dialect == "sqlite":
-        days = func.julianday(tasks.c.started_at) - func.julianday(due)
+        days = func.julianday(tasks.c.started_at) - func.julianday(DUE)
         return (days * 86_400.0).cast(Float)
-    return extract("epoch", tasks.c.started_at - due).cast(Float)
+    return extract("epoch", tasks.c.started_at - DUE).cast(Float)
 
 
 def _markdown(report: Report) -> str:

@@ -34,6 +34,7 @@ _UUID_7 = {
     ),
 }
 _DUE = sa.text("status = 'scheduled' AND missed_at IS NULL")
+_MISSED = sa.text("status = 'scheduled' AND missed_at IS NOT NULL")
 _RUNNING = sa.text("status = 'running'")
 _STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
     " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
@@ -103,6 +104,13 @@ def upgrade() -> None:
         sqlite_where=_DUE,
     )
     op.create_index(
+        "ix_scheduled_tasks_missed",
+        "scheduled_tasks",
+        ["missed_at", "run_at"],
+        postgresql_where=_MISSED,
+        sqlite_where=_MISSED,
+    )
+    op.create_index(
         "ix_scheduled_tasks_running",
         "scheduled_tasks",
         ["instance_id"],
@@ -158,12 +166,14 @@ def _create_runs(now: sa.TextClause) -> None:
     op.create_table(
         "catch_up",
         sa.Column("singleton", sa.Integer, nullable=False, server_default="1"),
-        sa.Column("overdue", sa.Integer, nullable=False),
-        sa.Column("down_from", _time),
-        sa.Column("down_until", _time, nullable=False),
+        sa.Column("missed_at", _time, nullable=False),
+        sa.Column("covers_until", _time, nullable=False),
         sa.Column("held_at", _time),
         sa.Column("approved_at", _time),
+        sa.Column("approved_tasks", sa.Integer),
+        sa.Column("approved_until", _time),
         sa.Column("released_until", _time),
+        sa.Column("finished_at", _time),
         sa.PrimaryKeyConstraint("singleton", name="pk_catch_up"),
         sa.CheckConstraint("singleton = 1", name=op.f("ck_catch_up_singleton")),
     )

@@ -1,0 +1,155 @@
+"""The statements about overdue tasks: count them, fail them, set them aside, release them.
+
+Each takes up to `BATCH` of them, the oldest first, so that on SQLite others get to write in
+between, and answers how many. All lock the rows in the order of their ids, as every statement
+about several tasks does, so that no two can deadlock.
+
+"Overdue" is what is scheduled, not set aside, and was due before some instant; "missed" is what
+was set aside under one instant, its ``missed_at``, which neither sweep nor claim takes.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, text
+
+from job_scheduler.core.models import NOW_SQL, UtcDateTime
+
+BATCH = 1_000
+
+OVERDUE_SQL = (
+    "status = 'scheduled' AND missed_at IS NULL AND coalesce(retry_at, run_at) < :overdue_at"
+)
+NEW_SQL = "run_at >= coalesce(:covered_until, run_at)"
+_MISSED_SQL = "status = 'scheduled' AND missed_at = :missed_at"
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """How many tasks are overdue; and of these, how many run_at lies in a later downtime."""
+
+    tasks: int
+    new: int
+
+
+def count_overdue(
+    connection: Connection, overdue_at: datetime, covered_until: datetime | None
+) -> Overdue:
+    """Count what was due before `overdue_at`; new is what came due from `covered_until` on."""
+    row = connection.execute(
+        _COUNT_OVERDUE,
+        {"overdue_at": overdue_at, "covered_until": covered_until},
+    ).one()
+    return Overdue(row.tasks, row.new)
+
+
+def count_missed(connection: Connection, missed_at: datetime) -> int:
+    """Count what was set aside under `missed_at`."""
+    return int(connection.execute(_COUNT_MISSED, {"missed_at": missed_at}).scalar_one())
+
+
+def fail_overdue(connection: Connection, overdue_at: datetime, reason: str) -> int:
+    """Mark overdue tasks ``failed``; `reason` is JSON, as the column stores it."""
+    values = {"overdue_at": overdue_at, "reason": reason, "number": BATCH}
+    return connection.execute(_FAIL_OVERDUE[connection.dialect.name], values).rowcount
+
+
+def fail_missed(connection: Connection, missed_at: datetime, reason: str) -> int:
+    """Mark tasks ``failed`` that were set aside; `reason` is JSON, as the column stores it."""
+    values = {"missed_at": missed_at, "reason": reason, "number": BATCH}
+    return connection.execute(_FAIL_MISSED[connection.dialect.name], values).rowcount
+
+
+def set_aside(connection: Connection, overdue_at: datetime, missed_at: datetime) -> int:
+    """Set overdue tasks aside under `missed_at`; status and result stay."""
+    values = {"overdue_at": overdue_at, "mark": missed_at, "number": BATCH}
+    return connection.execute(_SET_ASIDE[connection.dialect.name], values).rowcount
+
+
+def release_missed(
+    connection: Connection, missed_at: datetime, begin: datetime, rate: float, number: int
+) -> int:
+    """Give up to `number` tasks that were set aside a time to start: `rate` a second from `begin`.
+
+    It is their ``retry_at``: ``run_at`` remains what the user asked for.
+    """
+    values = {"missed_at": missed_at, "begin": begin, "rate": rate, "number": min(number, BATCH)}
+    return connection.execute(_RELEASE[connection.dialect.name], values).rowcount
+
+
+def _typed(statement: str) -> Any:
+    """Give the times among a statement's parameters the form that the columns have."""
+    times = ("overdue_at", "covered_until", "missed_at", "mark", "begin")
+    return text(statement).bindparams(
+        *(bindparam(name, type_=UtcDateTime) for name in times if f":{name}" in statement)
+    )
+
+
+def _batch_statement(dialect: str, which: str, due: str, changes: str, waits: str = "") -> Any:
+    row_lock, one_of_picked = "", "IN (SELECT id FROM picked)"
+    if dialect == "postgresql":
+        row_lock = f"FOR NO KEY UPDATE {waits}"
+        one_of_picked = "= ANY (ARRAY(SELECT id FROM picked))"
+    # IS TRUE keeps PostgreSQL, which may not have counted many new rows yet, from looking for
+    # the picked ones among all that are overdue: they are to be found by their ids. The UPDATE
+    # comes first, because Python's SQLite does not count the rows of what begins with WITH.
+    return _typed(
+        f"""
+        UPDATE scheduled_tasks SET {changes}, updated_at = {NOW_SQL[dialect]}
+        FROM (
+            WITH picked AS MATERIALIZED (
+                SELECT task_id AS id FROM scheduled_tasks WHERE {which}
+                ORDER BY {due} LIMIT :number
+            ), locked AS MATERIALIZED (
+                SELECT task_id AS id, {due} AS due FROM scheduled_tasks
+                WHERE task_id {one_of_picked} AND ({which}) IS TRUE
+                ORDER BY task_id {row_lock}
+            )
+            SELECT id, row_number() OVER (ORDER BY due, id) - 1 AS place FROM locked
+        ) AS placed
+        WHERE scheduled_tasks.task_id = placed.id
+        """  # noqa: S608 (made of constants)
+    )
+
+
+def _overdue_statement(dialect: str, changes: str) -> Any:
+    return _batch_statement(dialect, OVERDUE_SQL, "coalesce(retry_at, run_at)", changes)
+
+
+def _missed_statement(dialect: str, changes: str, waits: str = "") -> Any:
+    return _batch_statement(dialect, _MISSED_SQL, "run_at", changes, waits)
+
+
+_FAILURE = {
+    "postgresql": "status = 'failed', result = CAST(:reason AS json), finished_at = "
+    + NOW_SQL["postgresql"],
+    "sqlite": "status = 'failed', result = :reason, finished_at = " + NOW_SQL["sqlite"],
+}
+_RELEASED = {
+    "postgresql": (
+        "missed_at = NULL, retry_at = CAST(:begin AS timestamptz) "
+        "+ make_interval(secs => placed.place / CAST(:rate AS double precision))"
+    ),
+    "sqlite": (
+        "missed_at = NULL, retry_at = strftime('%Y-%m-%d %H:%M:%f000', :begin, "
+        "printf('+%.6f seconds', placed.place / CAST(:rate AS real)))"
+    ),
+}
+
+_COUNT_OVERDUE = _typed(
+    f"""
+    SELECT count(*) AS tasks, count(CASE WHEN {NEW_SQL} THEN 1 END) AS new
+    FROM scheduled_tasks WHERE {OVERDUE_SQL}
+    """  # noqa: S608 (made of constants)
+)
+_COUNT_MISSED = _typed(
+    f"SELECT count(*) FROM scheduled_tasks WHERE {_MISSED_SQL}"  # noqa: S608 (made of constants)
+)
+_FAIL_OVERDUE = {dialect: _overdue_statement(dialect, _FAILURE[dialect]) for dialect in NOW_SQL}
+_FAIL_MISSED = {dialect: _missed_statement(dialect, _FAILURE[dialect]) for dialect in NOW_SQL}
+_SET_ASIDE = {dialect: _overdue_statement(dialect, "missed_at = :mark") for dialect in NOW_SQL}
+# What somebody else holds locked is left to a later batch: it is not to hold up the others.
+_RELEASE = {
+    dialect: _missed_statement(dialect, _RELEASED[dialect], "SKIP LOCKED") for dialect in NOW_SQL
+}
