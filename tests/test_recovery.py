@@ -229,7 +229,7 @@ class StubbornScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler 
 
     def add_job(self, func: Callable[..., Any], trigger: Any, **options: Any) -> Any:
         """Raise for the instant."""
-        if trigger.run_date == self.refused:
+        if options["args"] == [self.refused]:
             raise RuntimeError("this job is not wanted")
         return super().add_job(func, trigger, **options)
 
