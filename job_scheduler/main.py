@@ -154,6 +154,7 @@ async def _start(
     heartbeat.start()
     stack.push_async_callback(_stop_heartbeat, heartbeat)
     await start_up(database, heartbeat.member, Rules.of(settings), settings.lease_seconds)
+    heartbeat.note_joined()
     await rescue_orphans(database)
 
     threads = DaemonThreads(settings.threads, "handler")

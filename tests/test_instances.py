@@ -43,7 +43,9 @@ def build_heartbeat(store: Backend, lease: float = 2.0) -> Heartbeat:
     member = Member(new_token(), own_identity())
     with database.writing() as connection:
         instances.register(connection, member, InstanceState.Alive)
-    return Heartbeat(database, member, lease, new_token, lambda: None)
+    heartbeat = Heartbeat(database, member, lease, new_token, lambda: None)
+    heartbeat.note_joined()
+    return heartbeat
 
 
 def row_of(store: Backend, instance_id: str) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from sqlalchemy import event
 from job_scheduler.constants import InstanceState, RecoverPastTasks, TaskStatus
 from job_scheduler.core import instances
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.recovery import Rules, elect, recover, start_up
 from job_scheduler.core.rescue import rescue_orphans
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
+from job_scheduler.exceptions import StartError
+from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
 from job_scheduler.process import ProcessIdentity, own_identity
 from tests.support.app import (
@@ -290,7 +293,8 @@ def test_instance_of_another_host_whose_heartbeat_advances_is_joined(store: Back
         with store.database() as database:
             former = add_instance(database, ELSEWHERE)
             mine = Member(add_instance(database, own_identity(), InstanceState.Starting), GONE)
-            starting = asyncio.create_task(start_up(database, mine, Rules(RecoverPastTasks.Fail), 30))
+            rules = Rules(RecoverPastTasks.Fail)
+            starting = asyncio.create_task(start_up(database, mine, rules, 30))
             await asyncio.sleep(0.3)
             assert not starting.done()
             with database.writing() as connection:
@@ -299,6 +303,21 @@ def test_instance_of_another_host_whose_heartbeat_advances_is_joined(store: Back
             return state_of(store, mine.instance_id) == state_of(store, former) == "alive"
 
     assert asyncio.run(scenario())
+    assert untouched(store.row(task_id))
+
+
+def test_instance_that_is_taken_for_dead_while_it_starts_decides_nothing(store: Backend) -> None:
+    task_id = store.insert_task(run_at=later(-60))
+    with store.database() as database, store.database() as own:
+        mine = Member(add_instance(database, own_identity(), InstanceState.Starting), GONE)
+        heartbeat = Heartbeat(own, mine, 15, new_token, lambda: None)
+        heartbeat.beat()
+        store.sql("UPDATE instances SET state = 'dead'")
+        heartbeat.beat()
+        assert state_of(store, heartbeat.instance_id) == "starting"
+        with pytest.raises(StartError, match="Start it again"):
+            asyncio.run(start_up(database, mine, Rules(RecoverPastTasks.Fail), 2))
+        assert state_of(store, heartbeat.instance_id) != "alive"
     assert untouched(store.row(task_id))
 
 

@@ -25,6 +25,7 @@ class Heartbeat:
 
     An instance that the others have declared dead (it was paused for longer than its lease)
     takes part again under a new id, from `new_id`: what it claimed under the old one is lost.
+    That holds once it has joined the others; before that, it is only starting anew.
     Before each beat it calls `check_loop`, which may end a process whose loop hangs.
     """
 
@@ -43,6 +44,7 @@ class Heartbeat:
         self._lease = lease
         self._monotonic = monotonic
         self._check_loop = check_loop
+        self._reborn_as = InstanceState.Starting
         self._beaten_at = monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -68,6 +70,10 @@ class Heartbeat:
         the heartbeat from which it reckons itself.
         """
         return instance_id == self.instance_id and self.silent_for() < self._lease
+
+    def note_joined(self) -> None:
+        """Take note that the start is over: this instance takes part."""
+        self._reborn_as = InstanceState.Alive
 
     def start(self) -> None:
         """Begin to beat."""
@@ -98,7 +104,7 @@ class Heartbeat:
         with self._database.writing() as connection:
             if not instances.beat(connection, self.instance_id):
                 reborn = Member(self._new_id(), self._member.process)
-                instances.register(connection, reborn, InstanceState.Alive)
+                instances.register(connection, reborn, self._reborn_as)
         if reborn is not None:
             _logger.warning(
                 "this instance was declared dead as %s: it takes part again as %s",

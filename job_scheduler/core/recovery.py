@@ -28,6 +28,7 @@ from job_scheduler.core.models import database_now
 from job_scheduler.core.overdue import Overdue
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
+from job_scheduler.exceptions import StartError
 from job_scheduler.process import is_running
 
 _logger = logging.getLogger(__name__)
@@ -61,6 +62,10 @@ async def start_up(database: Database, newcomer: Member, rules: Rules, lease: fl
     """Let an instance that is ``starting`` take part; it is ``alive`` afterwards.
 
     It joins those that are alive, or else recovers. `lease` is in seconds.
+
+    Raises:
+        StartError: it was taken for dead meanwhile (it was paused), so that somebody else may
+            have decided without it.
     """
     watch = Watch(newcomer.process, lease, asyncio.get_running_loop().time)
     announced = False
@@ -74,7 +79,7 @@ async def start_up(database: Database, newcomer: Member, rules: Rules, lease: fl
         return
     await recover(database, newcomer.instance_id, rules)
     await database.write(
-        instances.move, newcomer.instance_id, [InstanceState.Recovering], InstanceState.Alive
+        _advance, newcomer.instance_id, InstanceState.Recovering, InstanceState.Alive
     )
     await database.write(instances.forget_long_dead, _FORGET_AFTER)
 
@@ -88,8 +93,18 @@ def elect(connection: Connection, newcomer: Member, watch: Watch) -> InstanceSta
     here = [other for other in view.undecided if is_running(other.process, newcomer.process)]
     state = _conclusion(view.living + here, view.undecided)
     if state is not InstanceState.Starting:
-        instances.move(connection, newcomer.instance_id, [InstanceState.Starting], state)
+        _advance(connection, newcomer.instance_id, InstanceState.Starting, state)
     return state
+
+
+def _advance(
+    connection: Connection, instance_id: str, former: InstanceState, state: InstanceState
+) -> None:
+    if not instances.move(connection, instance_id, [former], state):
+        raise StartError(
+            "The other instances took this one for dead while it was starting: it was held up "
+            "for longer than LEASE_SECONDS. Start it again."
+        )
 
 
 def _conclusion(living: list[InstanceRow], undecided: list[InstanceRow]) -> InstanceState:

@@ -17,6 +17,7 @@ from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.tasks import RunsUnderWay
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
+from job_scheduler.exceptions import StartError
 from job_scheduler.identifiers import new_token
 from job_scheduler.process import ProcessIdentity
 
@@ -88,7 +89,13 @@ class Virtual:
         self.is_alive = False
 
     def decide(self, policy: RecoverPastTasks) -> None:
-        """Draw the conclusion from the others, if that can be done yet."""
+        """Draw the conclusion from the others, if that can be done yet; else give up."""
+        try:
+            self._decide(policy)
+        except StartError:
+            self.crash()
+
+    def _decide(self, policy: RecoverPastTasks) -> None:
         member = self.heart.member
         with self._database.writing() as connection:
             state = elect(connection, member, self._election)
@@ -99,6 +106,7 @@ class Virtual:
                     connection, member.instance_id, [InstanceState.Recovering], InstanceState.Alive
                 )
         if state is not InstanceState.Starting:
+            self.heart.note_joined()
             self.is_alive = True
             self.world.do(rescue_orphans(self._database))
 
