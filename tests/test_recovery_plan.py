@@ -40,11 +40,12 @@ def command(
     )
 
 
-def plan(store: Backend, directory: Path, **settings: str) -> dict[str, Any]:
-    """The plan, as the command prints it for programs."""
-    done = command(store, directory, "--json", **settings)
-    assert (done.returncode, done.stderr) == (0, "")
-    return dict(json.loads(done.stdout))
+def plan(store: Backend, **options: Any) -> dict[str, Any]:
+    """The plan by some settings, as JSON."""
+    settings = store.settings(**options)
+    with store.database() as database, database.reading() as connection:
+        found = recovery_plan.plan(connection, Rules.of(settings), settings.lease_seconds)
+    return found.model_dump(mode="json")
 
 
 def snapshot(store: Backend) -> list[Any]:
@@ -56,7 +57,7 @@ def snapshot(store: Backend) -> list[Any]:
 
 
 def test_empty_database_has_nothing_to_recover(store: Backend, tmp_path: Path) -> None:
-    found = plan(store, tmp_path)
+    found = plan(store)
     assert (found["overdue"], found["action"], found["policy"]) == (0, "nothing", "run")
     assert (found["oldest_due"], found["newest_due"], found["seconds"]) == (None, None, None)
     assert found["by_age"] == [{"age": age, "tasks": 0} for age in AGES]
@@ -73,16 +74,19 @@ def test_empty_database_has_nothing_to_recover(store: Backend, tmp_path: Path) -
 def test_overdue_tasks_are_counted_by_name_and_age_and_nothing_is_done(
     store: Backend, tmp_path: Path
 ) -> None:
-    for seconds in (30, 600, 1_200, 5 * HOUR, 3 * DAY, 4 * DAY, 30 * DAY):
+    for seconds in (10, 600, 1_200, 5 * HOUR, 3 * DAY, 4 * DAY, 30 * DAY):
         store.insert_task("mail", run_at=later(-seconds))
-    retried = store.insert_task("re\x1bport", run_at=later(-2 * DAY), retry_at=later(-40))
+    retried = store.insert_task("re\x1bport", run_at=later(-2 * DAY), retry_at=later(-20))
     store.insert_task("mail", run_at=later(60))
     store.insert_task("mail", run_at=later(-60), retry_at=later(60))
     store.insert_task("mail", run_at=later(-60), missed_at=later(-50))
     store.insert_task("mail", run_at=later(-60), status="done")
     before = snapshot(store)
-    found = plan(store, tmp_path, RECOVERY_RATE="2")
+    done = command(store, tmp_path, "--json", RECOVERY_RATE="2")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
     assert snapshot(store) == before
+    assert {**plan(store, recovery_rate=2), "time": found["time"]} == found
     assert found["overdue"] == 8
     assert [count["tasks"] for count in found["by_age"]] == [2, 2, 1, 2, 1]
     assert found["by_name"] == [{"name": "mail", "tasks": 7}, {"name": "re\x1bport", "tasks": 1}]
@@ -103,7 +107,7 @@ def test_rare_names_are_summed_up(store: Backend, tmp_path: Path) -> None:
     for number in range(52):
         store.insert_task(f"name {number:02}", run_at=later(-60))
     store.insert_tasks(3, "frequent", run_at=later(-60))
-    found = plan(store, tmp_path)
+    found = plan(store)
     assert found["by_name"][0] == {"name": "frequent", "tasks": 3}
     assert len(found["by_name"]) == 50
     assert found["other_names"] == {"names": 3, "tasks": 3}
@@ -115,21 +119,21 @@ def test_rare_names_are_summed_up(store: Backend, tmp_path: Path) -> None:
     [
         ({}, "run", "3 overdue tasks would be run at once."),
         (
-            {"RECOVERY_RATE": "1"},
+            {"recovery_rate": "1"},
             "release",
             "3 overdue tasks would be run at 1 a second, the oldest first, which takes about "
             "3 seconds.",
         ),
         (
-            {"RECOVERY_HOLD_ABOVE": "2"},
+            {"recovery_hold_above": "2"},
             "hold",
             "3 overdue tasks would be held until POST /recovery/approve, and then be run at 1000 "
             "a second, the oldest first, which takes about a second.",
         ),
-        ({"RECOVERY_HOLD_ABOVE": "3"}, "run", "3 overdue tasks would be run at once."),
-        ({"RECOVER_PAST_TASKS": "fail"}, "fail", "3 overdue tasks would be marked failed."),
+        ({"recovery_hold_above": "3"}, "run", "3 overdue tasks would be run at once."),
+        ({"recover_past_tasks": "fail"}, "fail", "3 overdue tasks would be marked failed."),
         (
-            {"RECOVER_PAST_TASKS": "skip"},
+            {"recover_past_tasks": "skip"},
             "skip",
             "3 overdue tasks would be set aside, and not be run.",
         ),
@@ -137,30 +141,30 @@ def test_rare_names_are_summed_up(store: Backend, tmp_path: Path) -> None:
     ids=["run", "release", "hold", "not held", "fail", "skip"],
 )
 def test_plan_says_what_the_next_start_does(
-    store: Backend, tmp_path: Path, settings: dict[str, str], action: str, summary: str
+    store: Backend, settings: dict[str, str], action: str, summary: str
 ) -> None:
     insert_staggered(store, 3)
-    found = plan(store, tmp_path, **settings)
+    found = plan(store, **settings)
     assert (found["action"], found["summary"]) == (action, summary)
-    rate = float(settings.get("RECOVERY_RATE", 1_000))
-    hold_above = int(settings.get("RECOVERY_HOLD_ABOVE", 0))
-    policy = {"fail": FAIL, "skip": SKIP}.get(settings.get("RECOVER_PAST_TASKS", ""), RUN)
+    rate = float(settings.get("recovery_rate", 1_000))
+    hold_above = int(settings.get("recovery_hold_above", 0))
+    policy = {"fail": FAIL, "skip": SKIP}.get(settings.get("recover_past_tasks", ""), RUN)
     start(store, Rules(policy, rate, hold_above))
     set_aside = store.count("missed_at IS NOT NULL") == 3
     assert set_aside is (action in ("release", "hold", "skip"))
     assert (store.count("status = 'failed'") == 3) is (action == "fail")
-    after = plan(store, tmp_path, **settings)
+    after = plan(store, **settings)
     assert (after["overdue"], after["catch_up"] is not None) == (
         3 if action == "run" else 0,
         action in ("release", "hold"),
     )
 
 
-def test_long_releases_are_told_in_long_units(store: Backend, tmp_path: Path) -> None:
-    for number, words in ((150, "2 minutes"), (10_800, "3 hours"), (259_200, "3 days")):
+def test_long_releases_are_told_in_long_units(store: Backend) -> None:
+    for number, words in ((150, "2 minutes"), (7_200, "2 hours"), (172_800, "2 days")):
         store.sql("DELETE FROM scheduled_tasks")
         store.insert_tasks(number, run_at=later(-60))
-        assert f"which takes about {words}." in plan(store, tmp_path, RECOVERY_RATE="1")["summary"]
+        assert f"which takes about {words}." in plan(store, recovery_rate="1")["summary"]
 
 
 def test_open_hold_is_shown_and_what_each_policy_makes_of_it(
@@ -179,21 +183,19 @@ def test_open_hold_is_shown_and_what_each_policy_makes_of_it(
         "start, not run yet, would be set aside for good.",
     }
     for policy, sentence in sentences.items():
-        found = plan(store, tmp_path, RECOVER_PAST_TASKS=policy)
+        found = plan(store, recover_past_tasks=policy)
         assert found["summary"] == sentence
         assert (found["catch_up"]["state"], found["catch_up"]["tasks"]) == ("waiting", 4)
     assert re.search(r"^Missed, waiting +4 since \S+Z$", command(store, tmp_path).stdout, re.M)
     approve(store, 1)
-    found = plan(store, tmp_path)
+    found = plan(store)
     assert found["catch_up"]["state"] == "releasing"
     assert "4 missed tasks of an earlier start are being run late" in found["summary"]
     step(store, 1_000)
-    assert plan(store, tmp_path)["catch_up"] is None
+    assert plan(store)["catch_up"] is None
 
 
-def test_plan_over_http_says_that_living_instances_recover_nothing(
-    store: Backend, tmp_path: Path
-) -> None:
+def test_plan_over_http_says_that_living_instances_recover_nothing(store: Backend) -> None:
     insert_staggered(store, 5)
     with running(store, recovery_hold_above=2, recovery_rate=5) as client:
         post(client, run_at=later(3_600))
@@ -207,13 +209,13 @@ def test_plan_over_http_says_that_living_instances_recover_nothing(
             "This is what a start would do if no instance were alive. At present 1 is, by its "
             "heartbeat: whoever starts now joins in, and recovers nothing."
         )
-        assert plan(store, tmp_path)["living_instances"] == 1
+        assert plan(store)["living_instances"] == 1
         with running(store) as second:
             assert "At present 2 are, by their heartbeats" in second.get("/recovery/plan").text
-    assert plan(store, tmp_path)["living_instances"] == 0
+    assert plan(store)["living_instances"] == 0
 
 
-def test_instances_that_only_seem_to_live_do_not_count(store: Backend, tmp_path: Path) -> None:
+def test_instances_that_only_seem_to_live_do_not_count(store: Backend) -> None:
     with store.database() as database, database.writing() as connection:
         for process, state in (
             (GONE, InstanceState.Alive),
@@ -222,9 +224,9 @@ def test_instances_that_only_seem_to_live_do_not_count(store: Backend, tmp_path:
             (ELSEWHERE, InstanceState.Alive),
         ):
             instances.register(connection, Member(new_token(), process), state)
-    assert plan(store, tmp_path, LEASE_SECONDS="600")["living_instances"] == 1
+    assert plan(store, lease_seconds="600")["living_instances"] == 1
     store.sql("UPDATE instances SET heartbeat_at = :ago", ago=later(-60)[:26])
-    assert plan(store, tmp_path)["living_instances"] == 0
+    assert plan(store)["living_instances"] == 0
 
 
 def test_plan_of_many_tasks_takes_few_statements(store: Backend) -> None:
