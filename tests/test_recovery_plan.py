@@ -13,10 +13,11 @@ import pytest
 from job_scheduler.constants import InstanceState
 from job_scheduler.core import instances, recovery_plan
 from job_scheduler.core.instances import Member
+from job_scheduler.core.recovery import Rules
 from job_scheduler.identifiers import new_token
 from job_scheduler.process import ProcessIdentity, own_identity
 from tests.support.app import Backend, later, parse_time, post, running, statements
-from tests.test_catch_up import FAIL, RUN, SKIP, Rules, approve, insert_staggered, start, step
+from tests.test_catch_up import FAIL, RUN, SKIP, approve, insert_staggered, start, step
 
 AGES = ["up to 1 minute", "up to 1 hour", "up to 1 day", "up to 1 week", "older"]
 HOUR, DAY = 3_600, 86_400
