@@ -28,6 +28,7 @@ def test_everything_has_a_default() -> None:
     assert settings.embedded
     assert settings.redis_url is None
     assert settings.recover_past_tasks is RecoverPastTasks.Run
+    assert (settings.recovery_rate, settings.recovery_hold_above) == (1_000.0, 0)
     assert settings.unknown_tasks is UnknownTasks.Timer
     assert settings.modules == []
     assert settings.auto_migrate is False
@@ -45,6 +46,8 @@ def test_everything_has_a_default() -> None:
         ("RECOVER_PAST_TASKS", "skip", "recover_past_tasks", RecoverPastTasks.Skip),
         ("RECOVER_PAST_TASKS", "fail", "recover_past_tasks", RecoverPastTasks.Fail),
         ("recover_past_tasks", "fail", "recover_past_tasks", RecoverPastTasks.Fail),
+        ("RECOVERY_RATE", "2.5", "recovery_rate", 2.5),
+        ("RECOVERY_HOLD_ABOVE", "1", "recovery_hold_above", 1),
         ("UNKNOWN_TASKS", "reject", "unknown_tasks", UnknownTasks.Reject),
         ("AUTO_MIGRATE", "true", "auto_migrate", True),
         ("AUTO_MIGRATE", "0", "auto_migrate", False),
@@ -104,6 +107,10 @@ def test_redis_is_reached_by_network_or_socket(monkeypatch: pytest.MonkeyPatch, 
     [
         ("RECOVER_PAST_TASKS", "maybe", "'run', 'fail' or 'skip'"),
         ("RECOVER_PAST_TASKS", "", "'run', 'fail' or 'skip'"),
+        ("RECOVERY_RATE", "0.9", "greater than or equal to 1"),
+        ("RECOVERY_RATE", "1000001", "less than or equal to 1000000"),
+        ("RECOVERY_HOLD_ABOVE", "-1", "greater than or equal to 0"),
+        ("RECOVERY_HOLD_ABOVE", "some", "integer"),
         ("UNKNOWN_TASKS", "ignore", "'timer' or 'reject'"),
         ("AUTO_MIGRATE", "perhaps", "boolean"),
         ("THREADS", "many", "integer"),

@@ -94,6 +94,8 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "GET /tasks/{task_id}": "showTask",
         "DELETE /tasks/{task_id}": "cancelTask",
         "GET /tasks/{task_id}/runs": "listRuns",
+        "GET /recovery/plan": "planRecovery",
+        "POST /recovery/approve": "approveRecovery",
         "GET /health": "health",
         "GET /livez": "livez",
         "GET /healthz": "healthz",
@@ -124,6 +126,8 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "GET /tasks/{task_id}": {404, 500, 503},
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
         "GET /tasks/{task_id}/runs": {404, 500, 503},
+        "GET /recovery/plan": {500, 503},
+        "POST /recovery/approve": {409, 500, 503},
         "GET /health": {500, 503},
         "GET /livez": {500},
         "GET /healthz": {500},
@@ -207,6 +211,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       9 selected / 9 total" in run.stdout
+    assert "Operations:       11 selected / 11 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()
