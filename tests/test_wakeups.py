@@ -173,6 +173,30 @@ def test_pause_between_two_attempts_is_kept_and_ended_by_the_stop(store: Backend
 
 
 @only_postgresql
+def test_connection_is_closed_by_the_stop(store: Backend) -> None:
+    engine = build_engine(make_url(store.db_url), pool_size=1)
+
+    def connections() -> int:
+        [row] = store.sql(
+            "SELECT count(*) AS number FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query = :query",
+            query=f"LISTEN {CHANNEL}",
+        )
+        return int(row["number"])
+
+    async def scenario() -> None:
+        woken = Woken()
+        wakeups = Wakeups(engine, woken)
+        wakeups.start()
+        await woken.reaches(1)
+        assert await asyncio.to_thread(connections) == 1
+        wakeups.stop()
+
+    asyncio.run(scenario())
+    wait_until(lambda: connections() == 0)
+
+
+@only_postgresql
 def test_stop_does_not_wait_for_a_server_that_does_not_answer(store: Backend) -> None:
     with Proxy.before(store.db_url) as proxy:
 
