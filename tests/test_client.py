@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
@@ -108,6 +109,17 @@ def test_row_is_what_post_would_have_made(store: Backend, engine: Engine, kind: 
     assert (plain["payload"], plain["max_attempts"], plain["on_crash"]) == (None, 1, None)
 
 
+@pytest.fixture
+def in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose local time is not UTC."""
+    with monkeypatch.context() as environment:
+        environment.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
 def test_time_is_read_as_post_reads_it(store: Backend, engine: Engine) -> None:
     given: list[tuple[datetime, datetime]] = [
         (datetime(2027, 7, 1, 12), NOON),  # noqa: DTZ001 (a naive time is what is tried)
@@ -260,20 +272,25 @@ def test_repetition_without_a_time_leaves_the_first_one(store: Backend, engine: 
 
 
 @only_postgresql
-def test_row_that_vanishes_between_two_looks_is_a_conflict(store: Backend, engine: Engine) -> None:
+@pytest.mark.parametrize("after", ["INSERT", "SELECT scheduled_tasks.task_id"])
+def test_id_of_a_row_that_vanishes_meanwhile_is_free(
+    store: Backend, engine: Engine, after: str
+) -> None:
     task_id = str(uuid4())
     with engine.begin() as connection:
         enqueue(connection, "other", NOON, task_id=task_id)
+    vanished = False
 
     def delete(*arguments: Any) -> None:
-        # Both times after the INSERT has found it: before it is looked at.
-        if "INSERT" in arguments[2]:
+        nonlocal vanished
+        if arguments[2].startswith(after) and not vanished:
+            vanished = True
             store.sql("DELETE FROM scheduled_tasks")
 
+    event.listen(engine, "after_cursor_execute", delete)
     with engine.begin() as connection:
-        event.listen(engine, "after_cursor_execute", delete)
         assert enqueue(connection, "probe", task_id=task_id) == task_id
-    event.remove(engine, "after_cursor_execute", delete)
+    assert vanished
     assert store.row(task_id)["name"] == "probe"
 
 

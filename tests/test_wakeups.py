@@ -1,6 +1,7 @@
 """Wake-ups: a notification is found at once, a lost one costs a sweep, and the thread ends."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -146,7 +147,7 @@ def test_lost_connection_is_opened_again_and_wakes(
             await woken.reaches(3)
 
         listening(proxy.url_for(store.db_url), scenario)
-    assert [record for record in caplog.records if record.name.startswith("job_scheduler")] == []
+    assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
 
 
 @only_postgresql
@@ -169,6 +170,30 @@ def test_pause_between_two_attempts_is_kept_and_ended_by_the_stop(store: Backend
 
         asyncio.run(scenario())
         assert listeners() == []
+
+
+@only_postgresql
+def test_connection_is_closed_by_the_stop(store: Backend) -> None:
+    engine = build_engine(make_url(store.db_url), pool_size=1)
+
+    def connections() -> int:
+        [row] = store.sql(
+            "SELECT count(*) AS number FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query = :query",
+            query=f"LISTEN {CHANNEL}",
+        )
+        return int(row["number"])
+
+    async def scenario() -> None:
+        woken = Woken()
+        wakeups = Wakeups(engine, woken)
+        wakeups.start()
+        await woken.reaches(1)
+        assert await asyncio.to_thread(connections) == 1
+        wakeups.stop()
+
+    asyncio.run(scenario())
+    wait_until(lambda: connections() == 0)
 
 
 @only_postgresql

@@ -65,14 +65,13 @@ class Wakeups:
                     _logger.debug("no notifications for the moment", exc_info=error)
                     self._stopping.wait(self._pause)
         finally:
-            self._engine.dispose()
             self._stop_reader.close()
             self._stop_writer.close()
 
     def _listen(self, connection: Connection) -> None:
-        connection.exec_driver_sql(f"LISTEN {CHANNEL}")
-        driver: Any = connection.connection.dbapi_connection
         try:
+            connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+            driver: Any = connection.connection.dbapi_connection
             with selectors.DefaultSelector() as selector:
                 selector.register(self._stop_reader, selectors.EVENT_READ)
                 while not self._stopping.is_set():
@@ -85,5 +84,5 @@ class Wakeups:
                     driver.notifies.clear()
                     selector.unregister(driver)
         finally:
-            # It listens, and may be broken: the pool is not to hand it out again.
+            # It listens, and may be broken: it is closed, the pool is not to have it back.
             connection.invalidate()
