@@ -2,21 +2,22 @@
 
 import asyncio
 import logging
+import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from job_scheduler import strict_json
-from job_scheduler.exceptions import CommitOutcomeUnknown, ConfigurationError, DatabaseUnavailable
+from job_scheduler import postgresql, sqlite, strict_json
+from job_scheduler.calls import Call, bounded
+from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
 from job_scheduler.threads import DaemonThreads
 
 P = ParamSpec("P")
@@ -26,14 +27,15 @@ Dialect = Literal["postgresql", "sqlite"]
 _logger = logging.getLogger(__name__)
 
 _THREADS = 4
-# A little longer than the server itself may take over a statement.
-_PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 17.0
+"""How long a call may take. The server itself ends a statement after 15 seconds, and says so: the
+two more let that answer arrive, so that only a call that gets no answer is given up."""
 _CLOSE_SECONDS = 3.0
-_WAL_SECONDS = 5.0
-_WAL_PAUSE_SECONDS = 0.02
 _READ_ONLY_TRANSACTION = "25006"
-_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "fuse.sshfs")
-_MOUNTS = Path("/proc/self/mounts")
+# Serialization failure, deadlock: the server has rolled the transaction back.
+_ROLLED_BACK = ("40001", "40P01")
+_TRIES = 6
+_PAUSE_SECONDS = 0.05
 
 
 class Database:
@@ -42,7 +44,7 @@ class Database:
     Reads and writes have threads of their own, so that a long list never holds up a claim.
     """
 
-    def __init__(self, engine: Engine, patience: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, engine: Engine, patience: float = PATIENCE_SECONDS) -> None:
         self.engine = engine
         self._patience = patience
         self.dialect: Dialect = "sqlite" if engine.dialect.name == "sqlite" else "postgresql"
@@ -51,6 +53,7 @@ class Database:
         # SQLite has one writer at a time. Threads of this process queue here, fairly, rather
         # than in SQLite's busy handler, which sleeps and may starve one of them.
         self._sqlite_writer = threading.Lock() if self.dialect == "sqlite" else nullcontext()
+        self._under_way: set[Call] = set()
         self._ping: asyncio.Future[float] | None = None
 
     async def read(
@@ -69,7 +72,7 @@ class Database:
             with self.reading() as connection:
                 return work(connection, *args, **kwargs)
 
-        return await self._within_patience(self._readers.submit(call), DatabaseUnavailable())
+        return await self._within_patience(self._readers, call, DatabaseUnavailable())
 
     async def write(
         self,
@@ -79,26 +82,53 @@ class Database:
     ) -> T:
         """Run `work(connection, …)` in a thread, in a transaction that is committed after it.
 
+        A transaction that the server has rolled back for the sake of another one (a deadlock) is
+        repeated, a few times: so `work` may be called more than once.
+
         Raises:
             DatabaseUnavailable: it cannot be reached; nothing was changed.
             CommitOutcomeUnknown: the connection broke during COMMIT, or no answer came.
         """
 
         def call() -> T:
+            for _ in range(_TRIES - 1):
+                try:
+                    with self.writing() as connection:
+                        return work(connection, *args, **kwargs)
+                except DatabaseUnavailable as error:
+                    if not _is_rolled_back(error.__cause__):
+                        raise
+                # Not in step with the other one.
+                threading.Event().wait(_PAUSE_SECONDS * random.random())  # noqa: S311 (no secret)
             with self.writing() as connection:
                 return work(connection, *args, **kwargs)
 
-        return await self._within_patience(self._writers.submit(call), CommitOutcomeUnknown())
+        return await self._within_patience(self._writers, call, CommitOutcomeUnknown())
 
-    async def _within_patience(self, answer: asyncio.Future[T], failure: DatabaseUnavailable) -> T:
+    async def _within_patience(
+        self, threads: DaemonThreads, work: Callable[[], T], unknown: DatabaseUnavailable
+    ) -> T:
         """Give up on a server that keeps the connection but does not answer.
 
-        The call is left to itself: should the server come round, it may still be carried out.
+        The call is cut off, which frees its thread and its place in the pool. What it was at may
+        have been carried out (`unknown`); one whose turn had not come was not begun. This goes on
+        when whoever waits is cancelled.
         """
-        await asyncio.wait([answer], timeout=self._patience)
-        if not answer.done():
-            answer.cancel()
-            raise failure
+        call = Call()
+        answer = threads.submit(lambda: call.run(work))
+
+        def give_up() -> None:
+            answer.set_exception(unknown if call.give_up() else DatabaseUnavailable())
+
+        def settle(_answer: "asyncio.Future[T]") -> None:
+            timer.cancel()
+            self._under_way.discard(call)
+            answer.exception()  # Whoever waited may have gone.
+
+        timer = asyncio.get_running_loop().call_later(self._patience, give_up)
+        self._under_way.add(call)
+        answer.add_done_callback(settle)
+        await asyncio.wait([answer])
         return answer.result()
 
     async def ping(self, patience: float) -> float:
@@ -119,21 +149,28 @@ class Database:
             raise DatabaseUnavailable from None
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """Open a connection for SELECTs only."""
+    def reading(self, patience: float | None = None) -> Iterator[Connection]:
+        """Open a connection for SELECTs only; it is cut off after `patience` seconds, if given."""
         options = {} if self.dialect == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
         try:
-            with self.engine.connect().execution_options(**options) as connection:
+            with (
+                bounded(patience),
+                self.engine.connect().execution_options(**options) as connection,
+            ):
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
             raise _unavailable(error, DatabaseUnavailable()) from error
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """Open a transaction; it is committed at the end, or rolled back on any error."""
+    def writing(self, patience: float | None = None) -> Iterator[Connection]:
+        """Open a transaction; it is committed at the end, or rolled back on any error.
+
+        It is cut off after `patience` seconds, if given.
+        """
         failure: DatabaseUnavailable = DatabaseUnavailable()
         try:
             with (
+                bounded(patience),
                 self._sqlite_writer,
                 self.engine.connect().execution_options(immediate=True) as connection,
             ):
@@ -144,9 +181,11 @@ class Database:
             raise _unavailable(error, failure) from error
 
     def close(self) -> None:
-        """Wait a little for the calls under way, and disconnect."""
+        """Wait a little for the calls under way, cut off the others, and disconnect."""
         self._readers.close(_CLOSE_SECONDS)
         self._writers.close(_CLOSE_SECONDS)
+        for call in tuple(self._under_way):
+            call.give_up()
         self.engine.dispose()
 
 
@@ -156,7 +195,11 @@ def _round_trip(connection: Connection) -> float:
     return time.perf_counter() - begin
 
 
-def build_engine(url: URL, pool_size: int = 2 * _THREADS + 1) -> Engine:
+def build_engine(
+    url: URL,
+    pool_size: int = 2 * _THREADS + 1,
+    connect_seconds: int = postgresql.CONNECT_SECONDS,
+) -> Engine:
     """Build an engine for PostgreSQL or SQLite; nothing is opened yet.
 
     Raises:
@@ -164,10 +207,10 @@ def build_engine(url: URL, pool_size: int = 2 * _THREADS + 1) -> Engine:
     """
     json = {"json_serializer": strict_json.dumps, "json_deserializer": strict_json.loads}
     if url.get_backend_name() == "sqlite":
-        _refuse_network_file_system(url)
+        sqlite.refuse_network_file_system(url)
         engine = create_engine(url, pool_size=pool_size, max_overflow=0, **json)
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "connect", sqlite.configure)
+        event.listen(engine, "begin", sqlite.begin)
         return engine
     return create_engine(
         url,
@@ -176,90 +219,21 @@ def build_engine(url: URL, pool_size: int = 2 * _THREADS + 1) -> Engine:
         pool_timeout=5,
         # A connection that the server has closed is noticed before it is used for anything.
         pool_pre_ping=True,
-        connect_args=_postgresql_arguments(url),
+        connect_args=postgresql.connect_arguments(url, connect_seconds),
         **json,
     )
 
 
-def _postgresql_arguments(url: URL) -> dict[str, Any]:
-    """Bound every wait: a server that vanished without a word is a failure within seconds.
-
-    See libpq's "Connection Control Functions" and PostgreSQL's "Client Connection Defaults".
-    """
-    options = (
-        "-c timezone=UTC -c default_transaction_isolation=read\\ committed "
-        "-c statement_timeout=15s -c lock_timeout=10s "
-        "-c idle_in_transaction_session_timeout=30s"
-    )
-    return {
-        "connect_timeout": 5,
-        "keepalives": 1,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 10_000,
-        "application_name": "job-scheduler",
-        # What the URL itself asks for comes last, and so wins.
-        **url.query,
-        "options": f"{options} {url.query.get('options', '')}".strip(),
-    }
-
-
-def _configure_sqlite(connection: Any, _record: object) -> None:
-    # Without this, Python 3.11's driver begins transactions by itself, too late and deferred.
-    connection.isolation_level = None
-    # Another program may have written text that is not UTF-8: one bad row is not to hide the rest.
-    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 10000")
-    _switch_to_wal(cursor)
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _switch_to_wal(cursor: sqlite3.Cursor, patience: float = _WAL_SECONDS) -> None:
-    """Of several that switch a new file at once SQLite refuses all but one, without waiting."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() >= deadline:
-                raise
-            threading.Event().wait(_WAL_PAUSE_SECONDS)
-        else:
-            return
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later fails with SQLITE_BUSY when another has
-    # written in between; one that begins IMMEDIATE waits its turn instead.
-    immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _refuse_network_file_system(url: URL, mounts: Path = _MOUNTS) -> None:
-    """SQLite's locks do not work on network file systems (sqlite.org, "How To Corrupt")."""
-    if not mounts.exists():
-        return
-    file = Path(url.database or "").resolve()
-    entries = (line.split() for line in mounts.read_text().splitlines())
-    holding = [
-        (len(Path(entry[1]).parts), entry[2]) for entry in entries if file.is_relative_to(entry[1])
-    ]
-    _, kind = max(holding, default=(0, ""))
-    if kind.startswith(_NETWORK_FILE_SYSTEMS):
-        raise ConfigurationError(
-            f"Configuration error: DB_URL: {file} lies on a network file system ({kind}), where "
-            "SQLite loses data. Choose a local path, or PostgreSQL."
-        )
+def _is_rolled_back(error: BaseException | None) -> bool:
+    return getattr(getattr(error, "orig", None), "pgcode", None) in _ROLLED_BACK
 
 
 def _unavailable(error: DBAPIError | PoolTimeoutError, failure: DatabaseUnavailable) -> Exception:
     """Tell an outage (to be reported as `failure`) from a mistake of ours (raised as it is)."""
     if isinstance(error, PoolTimeoutError | InterfaceError) or error.connection_invalidated:
         return failure
+    if _is_rolled_back(error):
+        return DatabaseUnavailable()  # at COMMIT, too: nothing was changed
     if getattr(error.orig, "pgcode", None) == _READ_ONLY_TRANSACTION:
         return failure
     # SQLite's general code stands for a wrong statement; its outages have codes of their own.

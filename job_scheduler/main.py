@@ -144,7 +144,14 @@ async def _start(
     clock = await database.read(build_clock) if own_clock is None else own_clock
 
     heartbeat = Heartbeat(
-        Database(build_engine(settings.database, pool_size=1)),
+        Database(
+            build_engine(
+                settings.database,
+                pool_size=1,
+                # No longer than a heartbeat may take, and 2 s, libpq's least.
+                connect_seconds=max(2, min(5, int(settings.lease_seconds / 3))),
+            )
+        ),
         Member(new_task_id(clock.now()), own_identity()),
         settings.lease_seconds,
         new_id=lambda: new_task_id(clock.now()),

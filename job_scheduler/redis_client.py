@@ -20,6 +20,7 @@ from redis.retry import Retry
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.exceptions import Unavailable
+from job_scheduler.identifiers import new_token
 from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
@@ -83,9 +84,16 @@ class RedisTaskLock:
             self._batcher.submit(_Wish(_key(task_id), token, release=True))
 
     async def away_since(self) -> datetime | None:
-        """Ask Redis whether it is there: None when it is."""
+        """Try whether Redis can hold a lock: None when it can.
+
+        A lock of nothing is taken and given back: a replica, or a server that is out of memory,
+        answers a PING and refuses all that is needed of it.
+        """
+        token = new_token()
+        key = _key(f"probe:{token}")
+        probe = [_Wish(key, token, release=False), _Wish(key, token, release=True)]
         try:
-            await self._thread.submit(self._client.ping)
+            await self._thread.submit(lambda: self._send(probe))
         except RedisError as error:
             self._note_failure(error)
         else:
@@ -111,6 +119,14 @@ class RedisTaskLock:
         return granted
 
     def _send(self, wishes: Sequence[_Wish]) -> list[bool]:
+        try:
+            return self._ask(wishes)
+        except RedisError:
+            # The connection may lead to a server that is no longer the one at the address.
+            self._client.connection_pool.disconnect()
+            raise
+
+    def _ask(self, wishes: Sequence[_Wish]) -> list[bool]:
         with self._client.pipeline(transaction=False) as pipeline:
             for wish in wishes:
                 if wish.release:

@@ -55,17 +55,23 @@ def test_server_that_does_not_answer_is_given_up(store: Backend) -> None:
 
 
 @only_postgresql
-def test_service_stops_though_the_database_does_not_answer(store: Backend, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lease", "said"), [("2", "the database is away"), ("20", "the database does not answer")]
+)
+def test_service_stops_though_the_database_does_not_answer(
+    store: Backend, tmp_path: Path, lease: str, said: str
+) -> None:
     with Proxy.before(store.db_url) as proxy:
         behind = Backend(proxy.url_for(store.db_url))
-        with service_process(tmp_path, behind.environment()) as service:
+        environment = behind.environment() | {"LEASE_SECONDS": lease}
+        with service_process(tmp_path, environment) as service:
             service.start().close()
             # The heartbeat has its connection by then: it hangs, where a new one would time out.
             beaten = "SELECT 1 FROM instances WHERE heartbeat_seq > 0"
             wait_until(lambda: store.sql(beaten), 10, "a heartbeat")
             proxy.stall()
             service.stop()
-            assert "the database does not answer" in service.output()
+            assert f"{said}: the others will find this instance gone" in service.output()
 
 
 def test_request_that_stays_open_does_not_hold_up_the_stop(tmp_path: Path) -> None:

@@ -17,14 +17,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.models import UtcDateTime
 from job_scheduler.core.store import tasks
-from job_scheduler.database import (
-    Database,
-    _refuse_network_file_system,
-    _switch_to_wal,
-    build_engine,
-)
+from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import ConfigurationError, DatabaseUnavailable
 from job_scheduler.identifiers import new_task_id, new_token, parse_uuid
+from job_scheduler.sqlite import refuse_network_file_system, switch_to_wal
 from tests.conftest import POSTGRESQL, SQLITE
 from tests.support.app import Backend, statements
 from tests.support.services import Proxy, find_free_port, wait_until
@@ -289,8 +285,8 @@ def test_new_sqlite_file_that_another_process_holds_is_waited_for(tmp_path: Path
     other.execute("BEGIN EXCLUSIVE")
     cursor = mine.cursor(CountingCursor)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        _switch_to_wal(cursor, patience=0)
-    switching = threading.Thread(target=_switch_to_wal, args=[cursor, 30])
+        switch_to_wal(cursor, patience=0)
+    switching = threading.Thread(target=switch_to_wal, args=[cursor, 30])
     switching.start()
     wait_until(lambda: cursor.executed >= 3)
     other.rollback()
@@ -319,15 +315,15 @@ def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, kind: str) -
     )
     url = make_url(f"sqlite:///{tmp_path}/tasks.db")
     with pytest.raises(ConfigurationError, match=rf"DB_URL: .* network file system \({kind}\)"):
-        _refuse_network_file_system(url, mounts)
-    _refuse_network_file_system(make_url("sqlite:////elsewhere/tasks.db"), mounts)
-    _refuse_network_file_system(url, tmp_path / "no such file")
+        refuse_network_file_system(url, mounts)
+    refuse_network_file_system(make_url("sqlite:////elsewhere/tasks.db"), mounts)
+    refuse_network_file_system(url, tmp_path / "no such file")
 
 
 def test_local_mount_inside_a_network_file_system_is_taken(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/ / nfs4 rw 0 0\n/dev/sda {tmp_path} ext4 rw 0 0\n")
-    _refuse_network_file_system(make_url(f"sqlite:///{tmp_path}/tasks.db"), mounts)
+    refuse_network_file_system(make_url(f"sqlite:///{tmp_path}/tasks.db"), mounts)
 
 
 # --------------------------------------------------------------- values and identifiers

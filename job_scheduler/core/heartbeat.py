@@ -18,6 +18,9 @@ from job_scheduler.exceptions import DatabaseUnavailable
 _logger = logging.getLogger(__name__)
 
 _BEATS_PER_LEASE = 5
+_TRIES_PER_LEASE = 3
+"""A heartbeat that gets no answer is given up after this part of the lease, so that the next one,
+through a new connection, comes before the lease is over."""
 
 
 class Heartbeat:
@@ -87,7 +90,7 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
         try:
-            with self._database.writing() as connection:
+            with self._database.writing(self._lease / _TRIES_PER_LEASE) as connection:
                 instances.leave(connection, self.instance_id)
         except DatabaseUnavailable:
             _logger.warning("the database is away: the others will find this instance gone")
@@ -101,7 +104,7 @@ class Heartbeat:
         """
         sent_at = self._monotonic()
         reborn = None
-        with self._database.writing() as connection:
+        with self._database.writing(self._lease / _TRIES_PER_LEASE) as connection:
             if not instances.beat(connection, self.instance_id):
                 reborn = Member(self._new_id(), self._member.process)
                 instances.register(connection, reborn, self._reborn_as)

@@ -16,12 +16,14 @@ import psycopg2
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from job_scheduler.calls import bounded
 from job_scheduler.constants import CHANNEL
 
 _logger = logging.getLogger(__name__)
 
 _GATHER_SECONDS = 0.05
 _PAUSE_SECONDS = 1.0
+_LISTEN_SECONDS = 5.0
 _JOIN_SECONDS = 0.5
 
 
@@ -70,7 +72,8 @@ class Wakeups:
 
     def _listen(self, connection: Connection) -> None:
         try:
-            connection.exec_driver_sql(f"LISTEN {CHANNEL}")
+            with bounded(_LISTEN_SECONDS):
+                connection.exec_driver_sql(f"LISTEN {CHANNEL}")
             driver: Any = connection.connection.dbapi_connection
             with selectors.DefaultSelector() as selector:
                 selector.register(self._stop_reader, selectors.EVENT_READ)

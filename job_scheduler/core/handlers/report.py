@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Float, extract, func, select
 from job_scheduler.clock import Clock
 from job_scheduler.core.claims import DUE
 from job_scheduler.core.store import tasks
-from job_scheduler.database import Database
+from job_scheduler.database import PATIENCE_SECONDS, Database
 
 _LATEST_FAILURES = 10
 _HOURS_MAX = 24 * 366
@@ -29,7 +29,7 @@ def build_send_report(database: Database, clock: Clock) -> Callable[..., Report 
         if format not in ("json", "markdown"):
             raise ValueError(f"format must be 'json' or 'markdown', not {format!r}")
         start, end = _period(hours, until, clock.now())
-        with database.reading() as connection:
+        with database.reading(PATIENCE_SECONDS) as connection:
             report = _report(connection, start, end)
         return report if format == "json" else _markdown(report)
 

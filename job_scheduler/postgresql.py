@@ -1,0 +1,72 @@
+"""Connections to PostgreSQL: every wait is bounded, and each can be cut off while it waits."""
+
+import weakref
+from typing import Any
+
+from psycopg2.extensions import connection, cursor
+from sqlalchemy.engine import URL
+
+from job_scheduler.calls import Line
+
+CONNECT_SECONDS = 5
+
+
+class CuttableConnection(connection):
+    """A connection whose waiting another thread can end, by giving up the call that uses it.
+
+    The wait for the connection itself is bounded by the C library (``connect_timeout``).
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._line = Line(self.fileno())
+        # Also when it is dropped without being closed.
+        weakref.finalize(self, self._line.close)
+
+    def cursor(self, *arguments: Any, **options: Any) -> cursor:  # type: ignore[override]
+        """Open a cursor; whoever asks for one is about to wait."""
+        self._line.use()
+        opened: cursor = super().cursor(*arguments, **options)
+        return opened
+
+    def commit(self) -> None:
+        """Commit."""
+        self._line.use()
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back."""
+        self._line.use()
+        super().rollback()
+
+    def close(self) -> None:
+        """Close; this waits for nobody."""
+        self._line.close()
+        super().close()
+
+
+def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[str, Any]:
+    """Bound every wait: a server that vanished without a word is a failure within seconds.
+
+    See libpq's "Connection Control Functions" and PostgreSQL's "Client Connection Defaults".
+    """
+    options = (
+        "-c timezone=UTC -c default_transaction_isolation=read\\ committed "
+        "-c statement_timeout=15s -c lock_timeout=10s "
+        "-c idle_in_transaction_session_timeout=30s "
+        # The driver would else ask for it, beyond the bound of connect_timeout.
+        "-c datestyle=ISO"
+    )
+    return {
+        "connection_factory": CuttableConnection,
+        "connect_timeout": connect_seconds,
+        "keepalives": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+        "application_name": "job-scheduler",
+        # What the URL itself asks for comes last, and so wins.
+        **url.query,
+        "options": f"{options} {url.query.get('options', '')}".strip(),
+    }
