@@ -18,7 +18,7 @@ FINAL = frozenset(status for status, following in TRANSITIONS.items() if not fol
 ENDED = frozenset({RunOutcome.Done, RunOutcome.Failed})
 """How a run ends whose handler came to its end; all other outcomes are of those cut off."""
 
-_OF_ONE_PROCESS = frozenset({FaultKind.Kill, FaultKind.Pause, FaultKind.Restart})
+_OF_ONE_PROCESS = frozenset({FaultKind.Kill, FaultKind.Pause, FaultKind.Restart, FaultKind.Stop})
 _OF_THE_DATABASE = frozenset({FaultKind.StallDatabase, FaultKind.CutDatabase})
 _AROUND_SECONDS = 1.0
 """A fault's effect may show this much later than its end."""

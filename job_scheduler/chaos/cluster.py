@@ -13,6 +13,7 @@ import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from job_scheduler.chaos.history import Fault
@@ -95,18 +96,17 @@ class Instance:
                 process.send_signal(signal.SIGCONT)
         return Fault(FaultKind.Pause, begin, self._now(), process.pid)
 
-    async def restart(self, down_for: float = 0.0) -> Fault:
+    async def restart(self, down_for: float) -> Fault:
         """End the process in order; another one starts `down_for` seconds later."""
+        fault = await self.stop()
+        await self._come_back(down_for)
+        return replace(fault, kind=FaultKind.Restart)
+
+    async def stop(self) -> Fault:
+        """End the process in order, and start no other one."""
         process, begin = self._begin_end()
         await self._end_in_order(process)
-        end = self._now()
-        await self._come_back(down_for)
-        return Fault(FaultKind.Restart, begin, end, process.pid)
-
-    async def stop(self) -> None:
-        """End the process in order, and start no other one."""
-        process, _ = self._begin_end()
-        await self._end_in_order(process)
+        return Fault(FaultKind.Stop, begin, self._now(), process.pid)
 
     async def close(self) -> None:
         """See to it that no process is left; a paused one goes as well."""
@@ -180,9 +180,9 @@ class Cluster:
         """Return what the instances logged last, on one line."""
         return " | ".join(line for instance in self.instances for line in instance.last_lines(1))
 
-    async def stop(self) -> None:
+    async def stop(self) -> list[Fault]:
         """End all in order, at once."""
-        await asyncio.gather(*(instance.stop() for instance in self.instances))
+        return await asyncio.gather(*(instance.stop() for instance in self.instances))
 
 
 @asynccontextmanager

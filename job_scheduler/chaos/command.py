@@ -29,6 +29,8 @@ EXIT_CANNOT_RUN = 2
 EXIT_INTERRUPTED = 130
 _START_SECONDS = 60.0
 _SETTLE_SECONDS = 30.0
+_CALLERS_SECONDS = 10.0
+"""Of these, how long callers go on to ask."""
 _LOOK_SECONDS = 0.25
 _CLOCK_ERROR = 0.002
 """Times of SQLite's clock are cut to milliseconds."""
@@ -93,11 +95,11 @@ async def _perform(options: Options, built: Stage) -> tuple[History, float]:
             steps = built.steps(storage, workload.asked.keys)
             saboteur = Saboteur(running.instances, steps, begin)
             sightings = await _under_faults(options, plan, storage, running, workload, saboteur)
-            await running.stop()
+            last = await running.stop()
         history = await _history(built, storage, workload, sightings)
     finally:
         await storage.close()
-    history.faults = saboteur.done
+    history.faults = saboteur.done + last
     history.incidents = workload.incidents + running.incidents
     return history, begin
 
@@ -152,10 +154,12 @@ async def _settle(
     work: "asyncio.Task[None]", harm: "asyncio.Task[None]", running: Cluster, storage: Storage
 ) -> None:
     """Wait until all faults are over, every caller has its answer, and nothing is left to do."""
+    await asyncio.wait([work], timeout=_CALLERS_SECONDS)
+    work.cancel()  # what was not answered by now may have been created or not
     await asyncio.wait([work, harm])
     await running.ready()
-    while await storage.unfinished():
-        await asyncio.sleep(_LOOK_SECONDS)  # noqa: ASYNC110 (the database tells nobody)
+    while await storage.unfinished():  # noqa: ASYNC110 (a database under faults tells nobody)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _observe(storage: Storage, sightings: dict[str, list[Sighting]]) -> None:

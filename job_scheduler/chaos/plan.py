@@ -41,6 +41,7 @@ class FaultKind(StrEnum):
     StallDatabase = "database stalled"
     CutDatabase = "database cut off"
     Cancel = "cancels"
+    Stop = "SIGTERM at the end"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class Progress:
         """Show it once."""
         if self._terminal:
             # Back to the begin of the line, and clear it to its end.
-            typer.echo(f"\r{self._line()}\x1b[K", err=True, nl=False)
+            typer.echo(f"\r{self._line()}\x1b[K", err=True, nl=False, color=True)
         else:
             typer.echo(self._line(), err=True)
 

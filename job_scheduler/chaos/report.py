@@ -134,7 +134,9 @@ def _fault_lines(history: History) -> Iterator[str]:
     done[FaultKind.Cancel] = sum(
         task.asked.deletion is not Deletion.NeverAsked for task in history.tasks
     )
-    for place, kind in enumerate(kind for kind in FaultKind if done[kind]):
+    for place, kind in enumerate(
+        kind for kind in FaultKind if done[kind] and kind is not FaultKind.Stop
+    ):
         head = "faults" if place == 0 else ""
         yield f"{head:<10} {done[kind]:>4} {kind:<26} hit {hits[kind]:,} running tasks"
 
@@ -143,7 +145,7 @@ def _hits(history: History) -> Counter[FaultKind]:
     """Count the runs that were under way in some process when a fault of each kind came."""
     deaths: dict[int | None, float] = {}
     for fault in history.faults:
-        if fault.kind in (FaultKind.Kill, FaultKind.Restart):
+        if fault.kind in (FaultKind.Kill, FaultKind.Restart, FaultKind.Stop):
             deaths[fault.pid] = fault.end
     found: Counter[FaultKind] = Counter()
     for task in history.tasks:

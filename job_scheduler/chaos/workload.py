@@ -6,6 +6,7 @@ it gets one task however often it asked.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from itertools import count
 
@@ -18,10 +19,13 @@ from job_scheduler.clock import SystemClock
 from job_scheduler.identifiers import new_task_id
 
 _PATIENCE_SECONDS = 3.0
+_FINAL = {"POST": {201}, "DELETE": {200, 404, 409}}
+_EXPECTED = {method: answers | {503} for method, answers in _FINAL.items()}
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
-_ASKING_AT_ONCE = 100
-"""More questions under way at once would only keep this process busy with its own queue."""
+_CALLERS = 64
+"""Questions under way at once; each caller has connections of its own, since httpx spends time
+that grows with the square of those that share a pool."""
 _SHUN_SECONDS = 1.0
 """For how long an instance that did not answer is left alone, as a load balancer would."""
 
@@ -38,13 +42,8 @@ class Workload:
         self._begin = begin
         self._clock = SystemClock()
         self._turn = count()
-        self._slots = asyncio.Semaphore(_ASKING_AT_ONCE)
+        self._callers: asyncio.Queue[httpx.AsyncClient] = asyncio.Queue()
         self._shunned: dict[str, float] = {}
-        self._client = httpx.AsyncClient(
-            timeout=_PATIENCE_SECONDS,
-            limits=httpx.Limits(max_connections=_ASKING_AT_ONCE),
-            trust_env=False,
-        )
         self.asked: dict[str, Asked] = {}
         self.incidents: list[str] = []
 
@@ -55,12 +54,20 @@ class Workload:
 
     async def run(self, planned: Iterable[PlannedTask]) -> None:
         """Carry the plan out; returns when every question has been answered."""
-        async with self._client, asyncio.TaskGroup() as callers:
+        async with AsyncExitStack() as stack:
+            tls = httpx.create_ssl_context()  # unused, and takes long to make for each
+            for _ in range(_CALLERS):
+                client = httpx.AsyncClient(timeout=_PATIENCE_SECONDS, trust_env=False, verify=tls)
+                self._callers.put_nowait(await stack.enter_async_context(client))
+            await self._ask_all(planned)
+
+    async def _ask_all(self, planned: Iterable[PlannedTask]) -> None:
+        async with asyncio.TaskGroup() as group:
             for task in planned:
                 await self._sleep_until(self._begin + task.post_at)
                 asked = Asked(new_task_id(self._clock.now()), task, self._begin + task.due_at)
                 self.asked[asked.task_id] = asked
-                callers.create_task(self._ask(asked))
+                group.create_task(self._ask(asked))
 
     async def _ask(self, asked: Asked) -> None:
         if asked.planned.by_sql:
@@ -69,7 +76,7 @@ class Workload:
             asked.accepted_at = self._now()
             return
         body = _body(asked)
-        tries = await self._until_answered(asked, "POST", "/tasks", {201}, body)
+        tries = await self._until_answered(asked, "POST", "/tasks", body)
         asked.accepted_at = self._now()
         # A request without an answer may be carried out long after, when the instance that has
         # it is no longer held up: it would bring a deleted task back. So a caller who wants to
@@ -81,7 +88,7 @@ class Workload:
     async def _cancel(self, asked: Asked) -> None:
         asked.deletion = Deletion.Unknown
         path = f"/tasks/{asked.task_id}"
-        tries = await self._until_answered(asked, "DELETE", path, {200, 404, 409})
+        tries = await self._until_answered(asked, "DELETE", path)
         status = asked.answers[-1].text.split()[1]
         if status == "404" and tries == 1:
             self.incidents.append(f"DELETE {path} was answered 404, and nobody had deleted it")
@@ -89,15 +96,15 @@ class Workload:
         asked.deleted_at = asked.answers[-1].at
 
     async def _until_answered(
-        self, asked: Asked, method: str, path: str, wanted: set[int], body: object = None
+        self, asked: Asked, method: str, path: str, body: object = None
     ) -> int:
-        """Ask until one of the `wanted` statuses comes; return how many requests that took."""
+        """Ask until it is answered once and for all; return how many requests that took."""
         tries, pause = 0, _FIRST_PAUSE
         while True:
             if (url := self._next()) is not None:
                 tries += 1
                 status = await self._request(asked, method, url, path, body)
-                if status in wanted:
+                if status in _FINAL[method]:
                     return tries
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -106,15 +113,17 @@ class Workload:
         self, asked: Asked, method: str, url: str, path: str, body: object
     ) -> int | None:
         """Ask once; return the status, or None when there was no answer."""
-        async with self._slots:
-            try:
-                response = await self._client.request(method, url + path, json=body)
-            except httpx.TransportError as error:
-                self._shunned[url] = self._now() + _SHUN_SECONDS
-                self._note(asked, f"{method} no answer ({type(error).__name__})")
-                return None
+        caller = await self._callers.get()
+        try:
+            response = await caller.request(method, url + path, json=body)
+        except httpx.TransportError as error:
+            self._shunned[url] = self._now() + _SHUN_SECONDS
+            self._note(asked, f"{method} no answer ({type(error).__name__})")
+            return None
+        finally:
+            self._callers.put_nowait(caller)
         self._note(asked, f"{method} {response.status_code}")
-        if response.status_code not in {201, 503} if method == "POST" else {200, 404, 409, 503}:
+        if response.status_code not in _EXPECTED[method]:
             self.incidents.append(
                 f"{method} {path} was answered {response.status_code}: {response.text}"
             )
