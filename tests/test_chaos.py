@@ -1,14 +1,24 @@
 """The chaos command: its plan, its checks on hand-made histories, and short runs for real."""
 
 import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from job_scheduler.chaos import ledger
 from job_scheduler.chaos.checks import examine
+from job_scheduler.chaos.cluster import cluster
+from job_scheduler.chaos.command import until_ready
 from job_scheduler.chaos.history import (
     Answer,
     Asked,
@@ -24,7 +34,13 @@ from job_scheduler.chaos.ledger import Entry, Event
 from job_scheduler.chaos.plan import FaultKind, HandlerKind, Plan, PlannedTask, make_plan
 from job_scheduler.chaos.progress import Progress
 from job_scheduler.chaos.report import figures, kills_hit, verdict, violation_lines
+from job_scheduler.chaos.storage import Storage, own_database
+from job_scheduler.chaos.workload import Workload
 from job_scheduler.constants import OnCrash, RunOutcome, TaskStatus
+from job_scheduler.exceptions import StartError
+from job_scheduler.process import process_started
+from tests.support.app import ROOT, Backend
+from tests.support.services import Service, skip_or_fail, wait_until
 
 BEGIN = 1_000_000.0  # when hand-made histories begin
 PID, OTHER_PID = 41, 42
@@ -493,3 +509,256 @@ def test_progress_is_one_line_on_a_terminal_and_many_elsewhere(
     for terminal, expected in ((True, "\rhere\x1b[K\rhere\x1b[K\n"), (False, "here\nhere\n")):
         asyncio.run(two_steps(Progress(lambda: "here", terminal=terminal)))
         assert capsys.readouterr().err == expected
+
+
+# ------------------------------------------------------------------------- the callers
+
+
+@asynccontextmanager
+async def told_what_to_answer(answers: dict[str, list[int]]) -> AsyncIterator[str]:
+    """An HTTP server that answers each method's requests with these statuses, one by one.
+
+    At status 0 it hangs up.
+    """
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+        await reader.readexactly(int(length.group(1)) if length else 0)
+        status = answers[head.split()[0]].pop(0)
+        if status:
+            writer.write(f"HTTP/1.1 {status} So\r\ncontent-length: 0\r\n\r\n".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def call(tmp_path: Path, answers: dict[str, list[int]], **members: Any) -> Workload:
+    """Let a caller ask a server that answers so."""
+    storage = Storage(make_url(f"sqlite:///{tmp_path / 'unused.db'}"))
+    async with told_what_to_answer(answers) as url:
+        ready = iter([[], [url]])  # at the first look, no instance is ready
+        workload = Workload(storage, lambda: next(ready, [url]), BEGIN)
+        await workload.run([planned(**members)])
+    await storage.close()
+    assert not any(answers.values()), "all was asked"
+    return workload
+
+
+@pytest.mark.parametrize(
+    ("answers", "deletion", "incident"),
+    [
+        ({"POST": [201], "DELETE": [200]}, Deletion.Done, None),
+        ({"POST": [201], "DELETE": [503, 409]}, Deletion.Refused, None),
+        # asked again after no answer: the first request had done it
+        ({"POST": [201], "DELETE": [0, 404]}, Deletion.Done, None),
+        ({"POST": [201], "DELETE": [404]}, Deletion.Done, "nobody had deleted it"),
+        # of a request without an answer nobody knows when it is carried out
+        ({"POST": [0, 201]}, Deletion.NeverAsked, None),
+        ({"POST": [503, 201]}, Deletion.NeverAsked, None),
+        ({"POST": [500, 201]}, Deletion.NeverAsked, "POST /tasks was answered 500"),
+    ],
+)
+def test_caller_asks_until_it_is_answered_and_notes_what_it_was_told(
+    tmp_path: Path, answers: dict[str, list[int]], deletion: Deletion, incident: str | None
+) -> None:
+    told = [f"{method} {status or 'no'}" for method in answers for status in answers[method]]
+    workload = asyncio.run(call(tmp_path, answers, cancel_at=0.0))
+    (task,) = workload.asked.values()
+    assert workload.accepted == 1
+    assert task.deletion is deletion
+    assert [" ".join(answer.text.split()[:2]) for answer in task.answers] == told
+    assert [incident in text for text in workload.incidents if incident] == [True] * bool(incident)
+
+
+# ----------------------------------------------------------------------- the instances
+
+
+def test_instance_that_ends_by_itself_is_an_incident_and_is_followed_by_another(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> tuple[int, int, list[str]]:
+        environment = {"DB_URL": f"sqlite:///{tmp_path / 'tasks.db'}"}
+        async with cluster(1, tmp_path, environment) as running:
+            await until_ready(running)
+            (instance,) = running.instances
+            first = instance.pid
+            os.kill(first, signal.SIGKILL)
+            while instance.pid == first:  # noqa: ASYNC110 (nobody tells of a process)
+                await asyncio.sleep(0.01)
+            await until_ready(running)
+        return first, instance.pid, running.incidents
+
+    first, second, (incident,) = asyncio.run(scenario())
+    assert (process_started(first), process_started(second)) == (None, None)
+    assert incident.startswith("instance 0 ended by itself with status -9:\n  ")
+
+
+def test_instance_that_does_not_stop_is_an_incident(tmp_path: Path) -> None:
+    async def scenario() -> tuple[int, list[str]]:
+        environment = {"DB_URL": f"sqlite:///{tmp_path / 'tasks.db'}"}
+        async with cluster(1, tmp_path, environment, stop_patience=0.2) as running:
+            await until_ready(running)
+            (instance,) = running.instances
+            os.kill(instance.pid, signal.SIGSTOP)
+            await running.stop()
+            return instance.pid, running.incidents
+
+    pid, (incident,) = asyncio.run(scenario())
+    assert process_started(pid) is None
+    assert "had not stopped 0.2 s after SIGTERM" in incident
+
+
+def test_instances_that_do_not_start_are_said_to(tmp_path: Path) -> None:
+    async def scenario() -> list[str]:
+        async with cluster(1, tmp_path, {"THREADS": "none"}) as running:
+            with pytest.raises(StartError, match="do not start: Configuration error: THREADS"):
+                await until_ready(running, 4.0)
+        return running.incidents
+
+    assert asyncio.run(scenario()) == []
+
+
+def test_cluster_that_is_left_at_once_has_started_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with cluster(2, tmp_path, {}):
+            pass
+
+    asyncio.run(scenario())
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------- the command
+
+
+def chaos(
+    directory: Path, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command to its end; what it makes for a while, it makes in `directory`."""
+    return subprocess.run(
+        [sys.executable, "-m", "job_scheduler", "chaos", *arguments],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(directory)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.postgresql
+@pytest.mark.redis
+def test_run_on_postgresql_and_redis_finds_nothing_and_leaves_nothing(
+    postgresql_database: str, redis_service: Service, tmp_path: Path
+) -> None:
+    if redis_service.url is None:
+        skip_or_fail(f"no Redis: {redis_service.reason}")
+    urls = ("--db-url", postgresql_database, "--redis-url", redis_service.url)
+    ended = chaos(tmp_path, *urls, "--tasks=600", "--seconds=15", "--seed=1")
+    assert ended.returncode == 0, ended.stdout
+    last = ended.stdout.splitlines()[-1]
+    assert last.startswith("seed 1: no violations; the kills hit "), ended.stdout
+    for kind in FaultKind:
+        assert kind in ended.stdout or kind is FaultKind.Stop
+    assert "15 s to go: 0 of 600 tasks created" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+    left = "SELECT datname FROM pg_database WHERE datname LIKE :name"
+    name = f"{make_url(postgresql_database).database}"[:40] + "_chaos_%"
+    assert Backend(postgresql_database).sql(left, name=name) == []
+
+
+@pytest.mark.slow
+def test_run_on_sqlite_with_several_processes_finds_nothing(tmp_path: Path) -> None:
+    users_own = tmp_path / "users.db"
+    ended = chaos(
+        tmp_path, f"--db-url=sqlite:///{users_own}", "--tasks=600", "--seconds=12", "--seed=2"
+    )
+    assert ended.returncode == 0, ended.stdout
+    assert "Redis" not in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_run_is_vacuous_and_what_it_made_can_be_kept(tmp_path: Path) -> None:
+    ended = chaos(tmp_path, "--db-url=sqlite:///x.db", "--tasks=5", "--seconds=1", "--keep")
+    assert ended.returncode == 2, ended.stdout
+    assert re.fullmatch(
+        r"seed \d+: vacuous: the kills hit 0 running tasks, .+", ended.stdout.splitlines()[-1]
+    )
+    (directory,) = tmp_path.iterdir()
+    assert f"kept: the ledger and logs in {directory}, and sqlite:///{directory}/" in ended.stdout
+    assert {"chaos.db", "instance-0-1.log"} <= {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "log"
+    made = tmp_path / "made"
+    made.mkdir()
+    arguments = ("--db-url=sqlite:///x.db", "--tasks=100", "--instances=2")
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "job_scheduler", "chaos", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(made)},
+            stderr=output,
+        ) as process,
+    ):
+        wait_until(lambda: "to go" in log.read_text(), 60, "the begin of the run")
+        logs = [*made.glob("*/instance-*.log")]
+        pids = [int(re.findall(r"process \[(\d+)\]", path.read_text())[0]) for path in logs]
+        process.send_signal(number)
+        assert process.wait(60) == 130, log.read_text()
+    assert len(pids) == 2
+    assert [process_started(pid) for pid in pids] == [None, None]
+    assert "interrupted: all that was started is stopped again" in log.read_text()
+    assert list(made.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--db-url=nonsense"], "Configuration error: DB_URL: "),
+        (
+            ["--db-url=postgresql://nobody@127.0.0.1:1/none"],
+            "cannot be created. Check --db-url",
+        ),
+        (
+            ["--db-url=sqlite:///x.db", "--redis-url=redis://127.0.0.1:1/0"],
+            "Redis does not answer",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(
+    tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    ended = chaos(tmp_path, *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert complaint in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_development_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "httpx.py").write_text("raise ModuleNotFoundError(name='httpx')\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    ended = chaos(tmp_path, "--db-url=sqlite:///x.db", PYTHONPATH=path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("This command needs the package httpx")
+    assert "pip install -r requirements.txt" in ended.stderr
+
+
+@pytest.mark.postgresql
+def test_database_can_be_kept(postgresql_database: str, tmp_path: Path) -> None:
+    backend = Backend(postgresql_database)
+    with own_database(make_url(postgresql_database), tmp_path, keep=True) as url:
+        pass
+    own = Backend(url.render_as_string(hide_password=False))
+    assert own.count() == 0
+    with backend.database() as database:
+        engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {url.database} WITH (FORCE)")

@@ -33,8 +33,15 @@ _PACKAGES = Path(__file__).resolve().parents[2]
 class Instance:
     """One place in the cluster, in which one process after the other runs."""
 
-    def __init__(self, number: int, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        number: int,
+        directory: Path,
+        environment: Mapping[str, str],
+        stop_patience: float = STOP_SECONDS,
+    ) -> None:
         self._number = number
+        self._stop_patience = stop_patience
         self._directory = directory
         self._environment = environment
         self._clock = SystemClock()
@@ -47,6 +54,7 @@ class Instance:
         self.ready = asyncio.Event()
         self.launched = 0
         self.incidents: list[str] = []
+        self._failure: list[str] = []
 
     async def keep_running(self) -> None:
         """Start a process, and another one after each that ends; for ever."""
@@ -69,11 +77,13 @@ class Instance:
                     self.incidents.append(
                         f"instance {self._number} ended by itself with status {status}:\n  {last}"
                     )
+                self._failure = self.last_lines(_LAST_LINES)
                 await asyncio.sleep(_PAUSE_SECONDS)
 
     def last_lines(self, number: int) -> list[str]:
-        """Return the last lines that its present or last process has logged."""
-        return self._log.read_text().strip().splitlines()[-number:]
+        """Return what was logged last: by its present process, or the former one that failed."""
+        lines = self._failure + self._log.read_text().strip().splitlines()
+        return lines[-number:]
 
     async def kill(self, down_for: float) -> Fault:
         """End the process as a power cut does; another one starts `down_for` seconds later."""
@@ -119,11 +129,11 @@ class Instance:
         with suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.wait(), self._stop_patience)
         except TimeoutError:
             self.incidents.append(
                 f"instance {self._number} (process {process.pid}) had not stopped "
-                f"{STOP_SECONDS:g} s after SIGTERM"
+                f"{self._stop_patience:g} s after SIGTERM"
             )
             process.kill()
             await process.wait()
@@ -137,6 +147,11 @@ class Instance:
         self._told_to_end.add(process.pid)
         self._may_run.clear()
         return process, self._now()
+
+    @property
+    def pid(self) -> int:
+        """The id of its present or last process."""
+        return self._present().pid
 
     @property
     def _log(self) -> Path:
@@ -162,11 +177,6 @@ class Cluster:
         return [instance.url for instance in self.instances if instance.url is not None]
 
     @property
-    def launched(self) -> int:
-        """How many processes there were in all."""
-        return sum(instance.launched for instance in self.instances)
-
-    @property
     def incidents(self) -> list[str]:
         """What processes did that they must not do."""
         return [incident for instance in self.instances for incident in instance.incidents]
@@ -187,10 +197,13 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(
-    number: int, directory: Path, environment: Mapping[str, str]
+    number: int,
+    directory: Path,
+    environment: Mapping[str, str],
+    stop_patience: float = STOP_SECONDS,
 ) -> AsyncIterator[Cluster]:
     """Start `number` instances, all of which are surely gone at the end."""
-    instances = [Instance(place, directory, environment) for place in range(number)]
+    instances = [Instance(place, directory, environment, stop_patience) for place in range(number)]
     keepers = [asyncio.create_task(instance.keep_running()) for instance in instances]
     try:
         yield Cluster(instances)

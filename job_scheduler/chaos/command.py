@@ -21,9 +21,8 @@ from job_scheduler.chaos.stage import Stage, stage
 from job_scheduler.chaos.storage import Storage
 from job_scheduler.chaos.workload import Workload
 from job_scheduler.clock import SystemClock
-from job_scheduler.exceptions import DatabaseUnavailable, StartError
+from job_scheduler.exceptions import StartError
 from job_scheduler.logger import configure_logging
-from job_scheduler.migrations.upgrade import reason_of
 
 EXIT_CANNOT_RUN = 2
 EXIT_INTERRUPTED = 130
@@ -61,9 +60,6 @@ def run(options: Options) -> int:
     except StartError as error:
         typer.echo(str(error), err=True)
         return EXIT_CANNOT_RUN
-    except DatabaseUnavailable as error:
-        typer.echo(f"The database cannot be used ({reason_of(error)}).", err=True)
-        return EXIT_CANNOT_RUN
     except KeyboardInterrupt:
         typer.echo("interrupted: all that was started is stopped again", err=True)
         return EXIT_INTERRUPTED
@@ -89,7 +85,7 @@ async def _perform(options: Options, built: Stage) -> tuple[History, float]:
     storage = Storage(built.database)
     try:
         async with cluster(options.instances, built.directory, built.environment) as running:
-            await _until_ready(running)
+            await until_ready(running)
             begin = SystemClock().now().timestamp()
             workload = Workload(storage, lambda: running.urls, begin)
             steps = built.steps(storage, workload.asked.keys)
@@ -104,9 +100,14 @@ async def _perform(options: Options, built: Stage) -> tuple[History, float]:
     return history, begin
 
 
-async def _until_ready(running: Cluster) -> None:
+async def until_ready(running: Cluster, patience: float = _START_SECONDS) -> None:
+    """Wait until all instances are ready.
+
+    Raises:
+        StartError: they are not within `patience` seconds.
+    """
     try:
-        await asyncio.wait_for(running.ready(), _START_SECONDS)
+        await asyncio.wait_for(running.ready(), patience)
     except TimeoutError:
         raise StartError(f"The instances do not start: {running.last_words()}") from None
 

@@ -17,6 +17,10 @@ FAR_SECONDS = 3_600.0
 _POSTING = 0.88
 """The part of the run in which tasks are posted."""
 
+_CALM = (None, 7.0, 10.0)
+"""No fault for so long: while the database is away, or has just come back, instances judge
+nobody dead, and so nothing would come of a pause."""
+
 _LONGEST_TIMEOUT = 20.0
 """No part of the service waits longer for the database's answer."""
 
@@ -155,7 +159,7 @@ def _process_faults(chooser: Random, number: int, seconds: float) -> Iterator[Pl
         if at >= seconds - 1.0:
             return
         if kind is FaultKind.Pause:
-            lasts = LEASE_SECONDS + chooser.uniform(1.0, 4.0)
+            lasts = LEASE_SECONDS + chooser.uniform(1.5, 7.0)
         else:
             lasts = chooser.choice([0.0, chooser.uniform(0.0, 3.0)])
         yield PlannedFault(at, kind, lasts, number)
@@ -164,23 +168,25 @@ def _process_faults(chooser: Random, number: int, seconds: float) -> Iterator[Pl
 
 def _database_faults(chooser: Random, seconds: float) -> Iterator[PlannedFault]:
     # One stall longer than any timeout is a third of a minute: not every run has it.
+    patience: list[tuple[FaultKind | None, float, float]] = []
     if seconds >= 45.0 and chooser.random() < 0.4:
         patience = [(FaultKind.StallDatabase, _LONGEST_TIMEOUT + 1.0, _LONGEST_TIMEOUT + 3.0)]
-    else:
-        patience = []
     yield from _in_turn(
         chooser,
         seconds,
         [
             (FaultKind.CutConnections, 0.0, 0.0),
             (FaultKind.StallDatabase, 0.2, 1.5),
+            _CALM,
             (FaultKind.CutConnections, 0.0, 0.0),
             (FaultKind.CutDatabase, 0.3, 3.0),
+            _CALM,
             *patience,
             (FaultKind.CutConnections, 0.0, 0.0),
             (FaultKind.StallDatabase, LEASE_SECONDS + 0.5, LEASE_SECONDS + 3.5),
+            _CALM,
         ],
-        pause=(1.5, 4.0),
+        pause=(1.0, 3.0),
     )
 
 
@@ -203,7 +209,7 @@ def _redis_faults(chooser: Random, seconds: float) -> Iterator[PlannedFault]:
 def _in_turn(
     chooser: Random,
     seconds: float,
-    kinds: list[tuple[FaultKind, float, float]],
+    kinds: list[tuple[FaultKind | None, float, float]],
     pause: tuple[float, float],
 ) -> Iterator[PlannedFault]:
     at = chooser.uniform(*pause)
@@ -211,5 +217,6 @@ def _in_turn(
         lasts = chooser.uniform(shortest, longest)
         if at + lasts >= seconds:
             return
-        yield PlannedFault(at, kind, lasts)
+        if kind is not None:
+            yield PlannedFault(at, kind, lasts)
         at += lasts + chooser.uniform(*pause)

@@ -69,11 +69,11 @@ def stage(db_url: str, redis_url: str | None, *, keep: bool) -> Iterator[Stage]:
     settings = load_settings(db_url=db_url, redis_url=redis_url)
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="job_scheduler_chaos_"))
-        if keep:
-            stack.callback(typer.echo, f"kept: the ledger and the logs in {directory}")
-        else:
+        if not keep:
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
         database = stack.enter_context(own_database(settings.database, directory, keep=keep))
+        if keep:
+            stack.callback(typer.echo, f"kept: the ledger and logs in {directory}, and {database}")
         shown = through = database.render_as_string(hide_password=False)
         database_proxy = None
         if not settings.embedded:
