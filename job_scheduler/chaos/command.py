@@ -51,19 +51,21 @@ class Options:
 def run(options: Options) -> int:
     """Run the command; return the exit status."""
     configure_logging("WARNING")
+    with _sigterm_as_ctrl_c():
+        return asyncio.run(_run(options))
+
+
+async def _run(options: Options) -> int:
     try:
-        with (
-            _sigterm_as_ctrl_c(),
-            stage(options.db_url, options.redis_url, keep=options.keep) as built,
-        ):
-            performance = asyncio.run(_perform(options, built))
+        with stage(options.db_url, options.redis_url, keep=options.keep) as built:
+            history, begin = await _perform(options, built)
     except StartError as error:
         typer.echo(str(error), err=True)
         return EXIT_CANNOT_RUN
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
+        # Ctrl-C; asyncio's own way on from here would be a traceback.
         typer.echo("interrupted: all that was started is stopped again", err=True)
         return EXIT_INTERRUPTED
-    history, begin = performance
     violations = examine(history)
     for line in (*figures(history), *violation_lines(violations, history, begin)):
         typer.echo(line)

@@ -155,9 +155,9 @@ def _process_faults(chooser: Random, number: int, seconds: float) -> Iterator[Pl
     kinds = [FaultKind.Kill, FaultKind.Pause, FaultKind.Kill, FaultKind.Restart]
     first = number % len(kinds)
     at = chooser.uniform(2.5, 4.5)
-    for kind in cycle(kinds[first:] + kinds[:first]):
-        if at >= seconds - 1.0:
-            return
+    turns = cycle(kinds[first:] + kinds[:first])
+    while at < seconds - 1.0:
+        kind = next(turns)
         if kind is FaultKind.Pause:
             lasts = LEASE_SECONDS + chooser.uniform(1.5, 7.0)
         else:
@@ -213,10 +213,10 @@ def _in_turn(
     pause: tuple[float, float],
 ) -> Iterator[PlannedFault]:
     at = chooser.uniform(*pause)
-    for kind, shortest, longest in cycle(kinds):
-        lasts = chooser.uniform(shortest, longest)
-        if at + lasts >= seconds:
-            return
+    turns = cycle(kinds)
+    while at < seconds:
+        kind, shortest, longest = next(turns)
+        lasts = min(chooser.uniform(shortest, longest), seconds - at)
         if kind is not None:
             yield PlannedFault(at, kind, lasts)
         at += lasts + chooser.uniform(*pause)
