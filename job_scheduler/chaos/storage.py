@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, text
 from sqlalchemy.engine import URL
 
 from job_scheduler.chaos.history import Asked, Row, Run, Sighting
+from job_scheduler.chaos.plan import FAR_SECONDS
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import RunOutcome, TaskStatus
 from job_scheduler.core.instances import instances
@@ -27,6 +28,7 @@ from job_scheduler.migrations.upgrade import create_database, upgrade
 
 _OVERLAP = timedelta(seconds=2)
 """A transaction may commit this much later than the time that it wrote."""
+_SOON = timedelta(seconds=FAR_SECONDS / 2)
 _SERVICE = "job-scheduler"
 _NAME_LENGTH = 40
 
@@ -60,7 +62,7 @@ class Storage:
         return {task_id: sighting for _, task_id, sighting in seen}
 
     async def unfinished(self) -> int:
-        """Return how many tasks run, or are due and wait."""
+        """Return how many tasks run, or wait and are due by the end of the run's own time."""
         return await self._database.read(_unfinished)
 
     async def now(self) -> float:
@@ -161,7 +163,9 @@ def _changed_since(connection: Connection, since: datetime) -> list[tuple[dateti
 
 
 def _unfinished(connection: Connection) -> int:
-    due = func.coalesce(tasks.c.retry_at, tasks.c.run_at) <= database_now()
+    # Those that must not start are due much later; all others are, within seconds.
+    now = connection.execute(select(database_now())).scalar_one()
+    due = func.coalesce(tasks.c.retry_at, tasks.c.run_at) <= now + _SOON
     return connection.execute(
         select(func.count()).where(
             or_(
