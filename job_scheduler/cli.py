@@ -1,5 +1,6 @@
-"""The command line: serve, migrate, recovery-plan."""
+"""The command line: serve, migrate, recovery-plan, chaos."""
 
+import secrets
 import socket
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -128,6 +129,48 @@ def recovery_plan_command(
     except DatabaseUnavailable as error:
         _give_up(f"The database cannot be reached ({reason_of(error)}). Check DB_URL.")
     typer.echo(plan.model_dump_json(indent=2) if as_json else recovery_plan.as_table(plan))
+
+
+@cli.command("chaos")
+def chaos_command(
+    db_url: Annotated[
+        str,
+        typer.Option(
+            help="PostgreSQL: a database of the run's own is made beside the one that is named, "
+            "which is not touched. sqlite:///…: a file of its own."
+        ),
+    ],
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Without it, the instances have no Redis. Only own keys are touched."),
+    ] = None,
+    instances: Annotated[int, typer.Option(min=1, max=50, help="Processes of the service.")] = 3,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks are asked for.")] = 5_000,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="For how long there are faults; it settles after that.")
+    ] = 60.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Repeats the tasks and faults of the run with this seed.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the database, the ledger and the logs.")
+    ] = False,
+) -> None:
+    """Try the service under random faults on your servers, and check what it promises.
+
+    Exit status: 0 nothing broken, 1 a promise broken, 2 the kills hit too few runs to show
+    anything, or it cannot be run.
+    """
+    try:
+        from job_scheduler.chaos import command  # noqa: PLC0415 (it needs development packages)
+    except ModuleNotFoundError as missing:
+        _give_up(
+            f"This command needs the package {missing.name}, which the service itself does not. "
+            "Install what its tests need: pip install -r requirements.txt"
+        )
+    chosen = secrets.randbelow(1_000_000) if seed is None else seed
+    options = command.Options(db_url, redis_url, instances, tasks, seconds, chosen, keep)
+    raise SystemExit(command.run(options))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.core import store as statements
 from job_scheduler.core.dispatcher import QUEUE_MAX, Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
@@ -29,7 +30,7 @@ from tests.support.app import (
     service_process,
     services_of,
 )
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 only_sqlite = pytest.mark.parametrize("db_url", [SQLITE], indirect=True)

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import InstanceState
 from job_scheduler.core import claims
@@ -40,7 +41,7 @@ from tests.support.app import (
     running,
     services_of,
 )
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.models import UtcDateTime
 from job_scheduler.core.store import tasks
@@ -23,7 +24,7 @@ from job_scheduler.identifiers import new_task_id, new_token, parse_uuid
 from job_scheduler.sqlite import refuse_network_file_system, switch_to_wal
 from tests.conftest import POSTGRESQL, SQLITE
 from tests.support.app import Backend, statements
-from tests.support.services import Proxy, find_free_port, wait_until
+from tests.support.services import find_free_port, wait_until
 
 only_sqlite = pytest.mark.parametrize("db_url", [SQLITE], indirect=True)
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)

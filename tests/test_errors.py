@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.config import load_settings
 from job_scheduler.constants import BODY_MAX_BYTES
 from job_scheduler.exceptions import ConfigurationError
@@ -26,7 +27,7 @@ from tests.support.app import (
     service_process,
     task_body,
 )
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 only_sqlite = pytest.mark.parametrize("db_url", ["sqlite"], indirect=True)

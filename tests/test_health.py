@@ -11,6 +11,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
 
 from job_scheduler import __version__
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from tests.conftest import POSTGRESQL
 from tests.support.app import (
@@ -23,13 +24,7 @@ from tests.support.app import (
     post,
     running,
 )
-from tests.support.services import (
-    Proxy,
-    RedisProcess,
-    ServiceMissing,
-    skip_or_fail,
-    wait_until,
-)
+from tests.support.services import RedisProcess, ServiceMissing, skip_or_fail, wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 

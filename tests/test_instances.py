@@ -14,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from job_scheduler import process
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import TRANSITIONS, InstanceState, TaskStatus
 from job_scheduler.core import claims, instances
 from job_scheduler.core.claims import ClaimRequest
@@ -32,7 +33,7 @@ from job_scheduler.process import (
 )
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, bench, finished, later, post, running, services_of
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 

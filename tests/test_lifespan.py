@@ -13,6 +13,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
 from sqlalchemy.engine import make_url
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.config import load_settings
 from job_scheduler.constants import RecoverPastTasks
 from job_scheduler.core.handlers.registry import HandlerRegistry
@@ -28,7 +29,7 @@ from tests.support.app import (
     service_process,
     services_of,
 )
-from tests.support.services import Proxy, find_free_port, temporary_database, wait_until
+from tests.support.services import find_free_port, temporary_database, wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.locks import InProcessLock, TaskLock
@@ -14,12 +15,7 @@ from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
 from job_scheduler.redis_client import LOCK_MILLISECONDS, RedisTaskLock, build_redis
 from tests.support.app import Backend, finished, later, post, running
-from tests.support.services import (
-    Proxy,
-    RedisProcess,
-    redis_client,
-    wait_until,
-)
+from tests.support.services import RedisProcess, redis_client, wait_until
 
 
 def redis_lock(url: str) -> RedisTaskLock:

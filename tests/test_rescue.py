@@ -16,6 +16,7 @@ from sqlalchemy import Engine, event, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from job_scheduler import RunContext
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import InstanceState, OnCrash, RunOutcome, TaskStatus
 from job_scheduler.core import instances
 from job_scheduler.core.claims import ClaimRequest, claim
@@ -51,7 +52,7 @@ from tests.support.app import (
     service_process,
     services_of,
 )
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 

@@ -12,13 +12,14 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import event
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.retention import Bounds, Retention
 from job_scheduler.database import Database
 from job_scheduler.retention_days import parse_retention_days
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, later, post, running, statements
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 DAY = 86_400.0
 ONE_DAY = timedelta(days=1)

@@ -18,10 +18,9 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from job_scheduler.chaos.proxy import LOOPBACK, Proxy
 from tests.support.services import (
-    LOOPBACK,
     NotInTime,
-    Proxy,
     RedisProcess,
     Service,
     ServiceMissing,

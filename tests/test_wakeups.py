@@ -11,13 +11,14 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import CHANNEL
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.wakeups import Wakeups
 from job_scheduler.database import build_engine
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, running, services_of
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 
