@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event, text
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import InstanceState, RecoverPastTasks
 from job_scheduler.core import catch_up, instances
 from job_scheduler.core.handlers.registry import HandlerRegistry
@@ -36,7 +37,7 @@ from tests.support.app import (
     service_process,
     statements,
 )
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 RUN, FAIL, SKIP = RecoverPastTasks.Run, RecoverPastTasks.Fail, RecoverPastTasks.Skip
 TICK = timedelta(milliseconds=1.5)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.locks import TaskLock
@@ -19,7 +20,6 @@ from job_scheduler.redis_client import RedisTaskLock, build_redis
 from tests.conftest import SQLITE
 from tests.support.app import Backend, bench, finished, later, post, running
 from tests.support.services import (
-    Proxy,
     RedisProcess,
     ServiceMissing,
     find_free_port,

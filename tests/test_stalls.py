@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
 
 from job_scheduler.calls import Call, Line, bounded
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import InstanceState
 from job_scheduler.core import instances
 from job_scheduler.core.handlers.registry import HandlerRegistry
@@ -28,7 +29,7 @@ from job_scheduler.identifiers import new_token
 from job_scheduler.process import own_identity
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, finished, later, post, running, services_of, task_body
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 pytestmark = only_postgresql

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
 
+from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.store import create_tasks
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
@@ -26,7 +27,7 @@ from tests.support.app import (
     services_of,
     task_body,
 )
-from tests.support.services import Proxy, wait_until
+from tests.support.services import wait_until
 
 pytestmark = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 
