@@ -290,7 +290,9 @@ def test_instance_of_another_host_whose_heartbeat_advances_is_joined(store: Back
         with store.database() as database:
             former = add_instance(database, ELSEWHERE)
             mine = Member(add_instance(database, own_identity(), InstanceState.Starting), GONE)
-            starting = asyncio.create_task(start_up(database, mine, Rules(RecoverPastTasks.Fail), 30))
+            starting = asyncio.create_task(
+                start_up(database, mine, Rules(RecoverPastTasks.Fail), 30)
+            )
             await asyncio.sleep(0.3)
             assert not starting.done()
             with database.writing() as connection:

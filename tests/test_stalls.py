@@ -166,10 +166,28 @@ def test_close_cuts_off_what_never_ends(store: Backend) -> None:
         await asyncio.to_thread(wait_until, lambda: in_use(database))
         await asyncio.to_thread(database.close)
         with pytest.raises(DatabaseUnavailable):
-            await waiting
+            async with asyncio.timeout(30):
+                await waiting
 
     with behind(store, patience=60) as (hole, database):
         asyncio.run(scenario(hole, database))
+
+
+def test_call_that_was_given_up_before_its_turn_is_not_begun(store: Backend) -> None:
+    call = Call()
+    assert not call.give_up()
+    with pytest.raises(DatabaseUnavailable), store.database() as database:
+        call.run(lambda: pytest.fail(f"it was begun on {database.dialect}"))
+
+
+def test_closed_connection_gives_its_descriptor_back_at_once(store: Backend) -> None:
+    engine = build_engine(store.settings().database)
+    raw = engine.raw_connection()
+    driver: Any = raw.driver_connection
+    driver.close()
+    assert driver._line._socket.fileno() == -1
+    raw.invalidate()
+    engine.dispose()
 
 
 def test_call_that_was_given_up_goes_no_further_through_a_new_connection(store: Backend) -> None:
