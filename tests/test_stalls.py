@@ -93,9 +93,15 @@ def test_patience_outlasts_what_the_server_allows_a_statement(store: Backend) ->
 def test_calls_into_a_black_hole_are_given_up_and_leave_nothing_behind(
     store: Backend, writes: bool
 ) -> None:
+    together = threading.Barrier(4)
+
+    def one_each(connection: Connection) -> int:
+        together.wait(30)  # so that each thread has a connection of its own
+        return one(connection)
+
     async def scenario(hole: BlackHole, database: Database) -> None:
         ask = database.write if writes else database.read
-        assert set(await asyncio.gather(*(ask(one) for _ in range(CALLS)))) == {1}
+        assert set(await asyncio.gather(*(ask(one_each) for _ in range(4)))) == {1}
         threads = threading.active_count()
         hole.swallow()
         answers = await asyncio.gather(*(ask(one) for _ in range(CALLS)), return_exceptions=True)
