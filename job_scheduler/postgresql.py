@@ -24,20 +24,10 @@ class CuttableConnection(connection):
         weakref.finalize(self, self._line.close)
 
     def cursor(self, *arguments: Any, **options: Any) -> cursor:  # type: ignore[override]
-        """Open a cursor; whoever asks for one is about to wait."""
+        """Open a cursor; whoever asks for one is about to wait, and later for the commit."""
         self._line.use()
         opened: cursor = super().cursor(*arguments, **options)
         return opened
-
-    def commit(self) -> None:
-        """Commit."""
-        self._line.use()
-        super().commit()
-
-    def rollback(self) -> None:
-        """Roll back."""
-        self._line.use()
-        super().rollback()
 
     def close(self) -> None:
         """Close; this waits for nobody."""

@@ -121,10 +121,11 @@ def test_other_errors_are_not_repeated(store: Backend) -> None:
     assert len(calls) == 1
 
 
-def test_failure_of_the_commit_itself_is_repeated_too(store: Backend) -> None:
+@pytest.mark.parametrize("refusals", [2, 6])
+def test_failure_of_the_commit_itself_is_repeated_too(store: Backend, refusals: int) -> None:
     store.sql(
         "CREATE FUNCTION refuse_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "IF nextval('refusals') < 3 THEN RAISE 'no' USING ERRCODE = '40001'; END IF; "
+        f"IF nextval('refusals') <= {refusals} THEN RAISE 'no' USING ERRCODE = '40001'; END IF; "
         "RETURN NULL; END $$"
     )
     store.sql("CREATE SEQUENCE refusals")
@@ -135,7 +136,12 @@ def test_failure_of_the_commit_itself_is_repeated_too(store: Backend) -> None:
     task_id = store.insert_task()
 
     async def scenario(database: Database) -> None:
-        await database.write(add_to, task_id)
+        if refusals < 6:
+            await database.write(add_to, task_id)
+            return
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await database.write(add_to, task_id)
+        assert not isinstance(caught.value, CommitOutcomeUnknown)
 
     try:
         with store.database() as database:
@@ -143,7 +149,7 @@ def test_failure_of_the_commit_itself_is_repeated_too(store: Backend) -> None:
     finally:
         store.sql("DROP FUNCTION refuse_once CASCADE")
         store.sql("DROP SEQUENCE refusals")
-    assert store.row(task_id)["attempt"] == 1
+    assert store.row(task_id)["attempt"] == (refusals < 6)
 
 
 # ------------------------------------------------- everything at once, over the same rows

@@ -94,9 +94,15 @@ def test_patience_outlasts_what_the_server_allows_a_statement(store: Backend) ->
 def test_calls_into_a_black_hole_are_given_up_and_leave_nothing_behind(
     store: Backend, writes: bool
 ) -> None:
+    together = threading.Barrier(4)
+
+    def one_each(connection: Connection) -> int:
+        together.wait(30)  # so that each thread has a connection of its own
+        return one(connection)
+
     async def scenario(hole: BlackHole, database: Database) -> None:
         ask = database.write if writes else database.read
-        assert set(await asyncio.gather(*(ask(one) for _ in range(CALLS)))) == {1}
+        assert set(await asyncio.gather(*(ask(one_each) for _ in range(4)))) == {1}
         threads = threading.active_count()
         hole.swallow()
         answers = await asyncio.gather(*(ask(one) for _ in range(CALLS)), return_exceptions=True)
@@ -167,10 +173,28 @@ def test_close_cuts_off_what_never_ends(store: Backend) -> None:
         await asyncio.to_thread(wait_until, lambda: in_use(database))
         await asyncio.to_thread(database.close)
         with pytest.raises(DatabaseUnavailable):
-            await waiting
+            async with asyncio.timeout(30):
+                await waiting
 
     with behind(store, patience=60) as (hole, database):
         asyncio.run(scenario(hole, database))
+
+
+def test_call_that_was_given_up_before_its_turn_is_not_begun(store: Backend) -> None:
+    call = Call()
+    assert not call.give_up()
+    with pytest.raises(DatabaseUnavailable), store.database() as database:
+        call.run(lambda: pytest.fail(f"it was begun on {database.dialect}"))
+
+
+def test_closed_connection_gives_its_descriptor_back_at_once(store: Backend) -> None:
+    engine = build_engine(store.settings().database)
+    raw = engine.raw_connection()
+    driver: Any = raw.driver_connection
+    driver.close()
+    assert driver._line._socket.fileno() == -1
+    raw.invalidate()
+    engine.dispose()
 
 
 def test_call_that_was_given_up_goes_no_further_through_a_new_connection(store: Backend) -> None:
