@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 
 from redis import Redis
 
@@ -11,6 +12,8 @@ from job_scheduler.chaos.plan import FaultKind, PlannedFault
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.chaos.storage import Storage
 from job_scheduler.clock import SystemClock
+
+_READY_SECONDS = 10.0
 
 Steps = dict[FaultKind, Callable[[float], Awaitable[None]]]
 """How each kind of fault is done, which does not concern one instance; they take how long."""
@@ -40,6 +43,9 @@ class Saboteur:
     async def _do(self, fault: PlannedFault) -> Fault:
         if fault.instance is not None:
             instance = self._instances[fault.instance]
+            # On a slow machine it may still be starting; a fault would hit nothing then.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(instance.ready.wait(), _READY_SECONDS)
             by_kind = {
                 FaultKind.Kill: instance.kill,
                 FaultKind.Pause: instance.pause,

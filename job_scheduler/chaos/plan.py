@@ -146,7 +146,7 @@ def _task(chooser: Random, seconds: float) -> PlannedTask:
 
 def _duration(chooser: Random) -> float:
     low, high = chooser.choices(
-        [(0.0, 0.0), (0.0, 0.5), (0.5, 2.0), (2.0, 4.0)], weights=[25, 30, 27, 18]
+        [(0.0, 0.0), (0.0, 0.5), (0.5, 2.0), (2.0, 6.0)], weights=[25, 30, 27, 18]
     )[0]
     return round(chooser.uniform(low, high), 3)
 
@@ -159,7 +159,8 @@ def _process_faults(chooser: Random, number: int, seconds: float) -> Iterator[Pl
     while at < seconds - 1.0:
         kind = next(turns)
         if kind is FaultKind.Pause:
-            lasts = LEASE_SECONDS + chooser.uniform(1.5, 7.0)
+            # Not so long that the rescued runs have always ended before the late results come.
+            lasts = LEASE_SECONDS + chooser.uniform(1.5, 5.0)
         else:
             lasts = chooser.choice([0.0, chooser.uniform(0.0, 3.0)])
         yield PlannedFault(at, kind, lasts, number)

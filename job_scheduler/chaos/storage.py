@@ -123,7 +123,7 @@ def _drop(url: URL) -> None:
     engine = build_engine(url.set(database="postgres"), pool_size=1)
     quoted = engine.dialect.identifier_preparer.quote(str(url.database))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"DROP DATABASE {quoted} WITH (FORCE)"))
+        connection.execute(text(f"DROP DATABASE IF EXISTS {quoted} WITH (FORCE)"))
     engine.dispose()
 
 
