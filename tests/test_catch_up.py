@@ -23,6 +23,7 @@ from job_scheduler.core.instances import Member
 from job_scheduler.core.recovery import Rules, recover
 from job_scheduler.core.release import Release
 from job_scheduler.database import Database
+from job_scheduler.exceptions import StartError
 from job_scheduler.identifiers import new_token
 from job_scheduler.process import own_identity
 from tests.conftest import POSTGRESQL
@@ -669,3 +670,24 @@ def test_log_says_about_every_minute_that_a_hold_waits(
 
     assert asyncio.run(scenario()) == [1, 1, 2, 2]
     assert store.count("missed_at IS NOT NULL") == 3
+
+
+@pytest.mark.parametrize("policy", [RUN, FAIL, SKIP])
+def test_recovery_that_was_taken_for_dead_changes_nothing_any_more(
+    store: Backend, policy: RecoverPastTasks
+) -> None:
+    insert_staggered(store, 1_500)
+    with store.database() as database:
+        member = Member(new_token(), own_identity())
+        with database.writing() as connection:
+            instances.register(connection, member, InstanceState.Recovering)
+
+        def bury(*arguments: Any) -> None:
+            if arguments[2].split()[:2] == ["UPDATE", "scheduled_tasks"]:
+                # As if by another one, and in the same transaction, since SQLite has one writer.
+                arguments[1].execute("UPDATE instances SET state = 'dead'")
+
+        event.listen(database.engine, "after_cursor_execute", bury)
+        with pytest.raises(StartError, match="took this one for dead"):
+            asyncio.run(recover(database, member.instance_id, Rules(policy)))
+    assert store.count("status = 'failed' OR missed_at IS NOT NULL") == 1_000

@@ -198,6 +198,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     assert shown.returncode == 0
     assert "serve" in shown.stdout
     assert "migrate" in shown.stdout
+    assert "recovery-plan" in shown.stdout
 
 
 def test_no_command_means_serve(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from job_scheduler.identifiers import new_token
 from job_scheduler.process import ProcessIdentity, own_identity
 from tests.support.app import Backend, later, parse_time, post, running, statements
 from tests.test_catch_up import FAIL, RUN, SKIP, approve, insert_staggered, start, step
+from tests.test_cli import MODULE, run
 
 AGES = ["up to 1 minute", "up to 1 hour", "up to 1 day", "up to 1 week", "older"]
 HOUR, DAY = 3_600, 86_400
@@ -29,16 +29,7 @@ def command(
     store: Backend, directory: Path, *arguments: str, **settings: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run `recovery-plan` to its end."""
-    environment = store.environment() | {"PYTHONPATH": str(Path(__file__).parents[1])} | settings
-    return subprocess.run(
-        [sys.executable, "-m", "job_scheduler", "recovery-plan", *arguments],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run(directory, *MODULE, "recovery-plan", *arguments, **(store.environment() | settings))
 
 
 def plan(store: Backend, **options: Any) -> dict[str, Any]:

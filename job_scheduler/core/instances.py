@@ -94,6 +94,16 @@ def move(
     return bool(changed.rowcount)
 
 
+def remains(connection: Connection, instance_id: str, state: InstanceState) -> bool:
+    """Tell whether an instance is in a state; if so, nobody buries it before the commit."""
+    found = connection.scalar(
+        select(instances.c.instance_id)
+        .where(instances.c.instance_id == instance_id, instances.c.state == state.value)
+        .with_for_update(read=True, key_share=True)
+    )
+    return found is not None
+
+
 def bury(connection: Connection, condemned: Sequence[InstanceRow]) -> list[str]:
     """Mark instances dead, unless their heart has beaten since; return the ids of the dead.
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -36,6 +37,13 @@ _logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _PAUSE_SECONDS = 0.005
 _FORGET_AFTER = timedelta(days=7)
+_TAKEN_FOR_DEAD = (
+    "The other instances took this one for dead while it was starting: it was held up for longer "
+    "than LEASE_SECONDS. Start it again."
+)
+
+_Change = Callable[..., Awaitable[Any]]
+"""Makes a change of recovery's in a transaction, as `Database.write` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +109,16 @@ def _advance(
     connection: Connection, instance_id: str, former: InstanceState, state: InstanceState
 ) -> None:
     if not instances.move(connection, instance_id, [former], state):
-        raise StartError(
-            "The other instances took this one for dead while it was starting: it was held up "
-            "for longer than LEASE_SECONDS. Start it again."
-        )
+        raise StartError(_TAKEN_FOR_DEAD)
+
+
+def _while_recovering(
+    connection: Connection, instance_id: str, work: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Do the work, unless somebody else may be recovering by now."""
+    if not instances.remains(connection, instance_id, InstanceState.Recovering):
+        raise StartError(_TAKEN_FOR_DEAD)
+    return work(connection, *args, **kwargs)
 
 
 def _conclusion(living: list[InstanceRow], undecided: list[InstanceRow]) -> InstanceState:
@@ -122,26 +136,33 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
     `fail` marks them failed; `skip` sets them aside (``missed_at``) with status and result
     unchanged; `run` leaves a few to the sweep, and sets more aside to be released at a bounded
     rate, at once or when a person has approved. Broken off, it is continued by the next start.
+
+    Raises:
+        StartError: it was taken for dead meanwhile, so that somebody else may be at it.
     """
+
+    async def change(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return await database.write(_while_recovering, instance_id, work, *args, **kwargs)
+
     started, last = await database.read(_downtime, instance_id)
     found, former = await database.read(_situation, started)
     treat: Callable[[], Awaitable[int]] | None = None
     match decide(rules, found, former):
         case RecoveryAction.Release | RecoveryAction.Hold as action:
             hold = action is RecoveryAction.Hold
-            opened = await database.write(catch_up.begin, started, hold=hold)
-            treat = partial(database.write, overdue.set_aside, started, opened.missed_at)
+            opened = await change(catch_up.begin, started, hold=hold)
+            treat = partial(change, overdue.set_aside, started, opened.missed_at)
         case RecoveryAction.Fail:
             reason = _missed(f"from {_seconds(last)} to" if last else "until", started)
-            treat = partial(database.write, overdue.fail_overdue, started, reason)
+            treat = partial(change, overdue.fail_overdue, started, reason)
         case RecoveryAction.Skip:
             now = await database.read(database_time)
-            treat = partial(database.write, overdue.set_aside, started, now)
+            treat = partial(change, overdue.set_aside, started, now)
         case _:  # there are none, or the sweep takes them
             pass
     count = found.tasks if treat is None else await _in_batches(rules.policy, treat)
     if former is not None and rules.policy is not RecoverPastTasks.Run:
-        count += await _end(database, former, rules.policy)
+        count += await _end(change, former, rules.policy)
     _logger.info("recovery (%s): %d tasks were overdue at the start", rules.policy.value, count)
     return count
 
@@ -165,7 +186,7 @@ def decide(rules: Rules, found: Overdue, former: CatchUpRow | None) -> RecoveryA
     return RecoveryAction.Run
 
 
-async def _end(database: Database, former: CatchUpRow, policy: RecoverPastTasks) -> int:
+async def _end(change: _Change, former: CatchUpRow, policy: RecoverPastTasks) -> int:
     """End a catch-up of an earlier start, now that the policy is another; count whom it hits.
 
     `fail` holds for what it has not released, too; with `skip` that stays set aside for good.
@@ -173,9 +194,9 @@ async def _end(database: Database, former: CatchUpRow, policy: RecoverPastTasks)
     failed = 0
     if policy is RecoverPastTasks.Fail:
         reason = _missed("until", former.missed_at)
-        treat = partial(database.write, overdue.fail_missed, former.missed_at, reason)
+        treat = partial(change, overdue.fail_missed, former.missed_at, reason)
         failed = await _in_batches(policy, treat)
-    await database.write(catch_up.close, former.missed_at)
+    await change(catch_up.close, former.missed_at)
     return failed
 
 
