@@ -32,13 +32,14 @@ from tests.support.app import (
     assert_problem,
     finished,
     later,
+    migrate,
     parse_time,
     post,
     running,
     service_process,
     statements,
 )
-from tests.support.services import wait_until
+from tests.support.services import temporary_database, wait_until
 
 RUN, FAIL, SKIP = RecoverPastTasks.Run, RecoverPastTasks.Fail, RecoverPastTasks.Skip
 TICK = timedelta(milliseconds=1.5)
@@ -223,6 +224,33 @@ def test_failed_and_skipped_batches_lock_their_rows_in_order(store: Backend) -> 
         assert updates
         if store.dialect == "postgresql":
             assert all("ORDER BY task_id FOR NO KEY UPDATE" in one for one in updates)
+
+
+@pytest.mark.postgresql
+@pytest.mark.slow
+def test_batch_reads_little_more_than_it_treats_before_there_are_statistics(
+    postgresql_database: str,
+) -> None:
+    read = text(
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables "
+        "WHERE relname = 'scheduled_tasks'"
+    )
+    with temporary_database(postgresql_database) as url:
+        migrate(url)
+        fresh = Backend(url)
+        with fresh.database() as database, database.writing() as connection:
+            opened = catch_up.begin(connection, parse_time("2026-01-01T00:00:00Z"), hold=False)
+        fresh.sql(
+            "INSERT INTO scheduled_tasks (name, run_at, missed_at) "
+            "SELECT 'probe', now() - interval '1 minute', :missed_at "
+            "FROM generate_series(1, 200000)",
+            missed_at=opened.missed_at,
+        )
+        for _ in range(2):
+            # A session of its own each: the numbers are those of all its transactions.
+            with fresh.database() as database, database.writing() as connection:
+                assert catch_up.release(connection, 1_000_000.0).tasks == 1_000
+                assert connection.execute(read).scalar_one() < 10_000
 
 
 @pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
