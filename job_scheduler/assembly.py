@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import Any
 
 from apscheduler.schedulers.base import BaseScheduler
@@ -130,7 +129,7 @@ async def start(
         runner.under_way,
         settings.lease_seconds,
         time.monotonic,
-        cut_off=partial(caller.cut_off, repeatable_only=True),
+        caller.cut_off,
     )
     await stack.enter_async_context(_loop(rescue.run))
     shutdown = Shutdown(dispatcher, caller, settings.shutdown_grace)

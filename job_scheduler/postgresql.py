@@ -40,10 +40,12 @@ def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[
 
     See libpq's "Connection Control Functions" and PostgreSQL's "Client Connection Defaults".
     """
+    # A process that is paused in the middle of a transaction keeps the row of its instance locked:
+    # nobody can bury it before the server has ended that transaction.
     options = (
         "-c timezone=UTC -c default_transaction_isolation=read\\ committed "
         "-c statement_timeout=15s -c lock_timeout=10s "
-        "-c idle_in_transaction_session_timeout=30s "
+        "-c idle_in_transaction_session_timeout=5s "
         # The driver would else ask for it, beyond the bound of connect_timeout.
         "-c datestyle=ISO"
     )

@@ -238,7 +238,7 @@ def test_every_wait_for_postgresql_is_bounded(store: Backend) -> None:
     expected = {
         "statement_timeout": "15s",
         "lock_timeout": "10s",
-        "idle_in_transaction_session_timeout": "30s",
+        "idle_in_transaction_session_timeout": "5s",
         "default_transaction_isolation": "read committed",
         "TimeZone": "UTC",
         "application_name": "job-scheduler",

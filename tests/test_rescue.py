@@ -452,7 +452,6 @@ class Rescuer:
 
     def __init__(self, one: Bench) -> None:
         self.now = 0.0
-        self.cut_off: list[str] = []
         database = Database(one.database.engine)
         self.member = Member(one.instance_id, own_identity())
         self.heartbeat = Heartbeat(database, self.member, 15, new_token, lambda: None)
@@ -462,7 +461,7 @@ class Rescuer:
             one.runner.under_way,
             15,
             lambda: self.now,
-            self.cut_off.append,
+            one.caller.cut_off,
         )
 
 
@@ -628,15 +627,45 @@ def test_late_result_of_a_task_that_is_gone_is_forgotten(
 def test_instance_that_was_declared_dead_cuts_off_what_may_be_repeated(
     store: Backend, registry: HandlerRegistry
 ) -> None:
-    async def scenario(_: Bench, rescuer: Rescuer) -> None:
+    gate = asyncio.Event()
+    begun: list[str] = []
+
+    @registry.task("probe")
+    async def probe(name: str) -> str:
+        begun.append(name)
+        await gate.wait()
+        return "fine"
+
+    def insert(name: str, max_attempts: int) -> str:
+        payload = f'{{"name": "{name}"}}'
+        return store.insert_task(run_at=later(-60), payload=payload, max_attempts=max_attempts)
+
+    async def scenario(one: Bench, rescuer: Rescuer) -> None:
+        async def claim_and_begin(task_id: str) -> asyncio.Future[None]:
+            number = len(begun)
+            run = asyncio.ensure_future(one.runner.run_task(task_id))
+            while len(begun) == number:
+                await asyncio.sleep(0.01)
+            return run
+
+        once, repeated = insert("once", 1), insert("repeated", 2)
+        runs = [await claim_and_begin(task_id) for task_id in (once, repeated)]
         rescuer.rescue.look_at_own_lease()
-        assert rescuer.cut_off == []
         store.sql("UPDATE instances SET state = 'dead'")
+        rescuer.heartbeat.note_joined()
         rescuer.heartbeat.beat()
+        one.instance_id = rescuer.heartbeat.instance_id
+        fresh = insert("fresh", 2)
+        runs.append(await claim_and_begin(fresh))
         rescuer.rescue.look_at_own_lease()
-        assert rescuer.cut_off == ["interrupted: the other instances had taken this one for dead"]
         rescuer.rescue.look_at_own_lease()
-        assert len(rescuer.cut_off) == 1
+        await runs[1]
+        gate.set()
+        await asyncio.gather(*runs)
+        reason = "interrupted: the other instances had taken this one for dead"
+        assert history(store, repeated) == [(1, "interrupted", reason)]
+        assert history(store, once) == [(1, "done", "fine")]
+        assert history(store, fresh) == [(1, "done", "fine")]
 
     on_bench(store, registry, scenario)
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, exists, select
 
 from job_scheduler.constants import InstanceState, RunOutcome, TaskStatus
 from job_scheduler.core import instances
-from job_scheduler.core.claims import RUN_COLUMNS, Run, run_of
+from job_scheduler.core.claims import RUN_COLUMNS, Claim, Run, run_of
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.outcomes import CutOff, NotStarted, Outcome, decide
 from job_scheduler.core.records import Record, record
@@ -40,8 +40,8 @@ _UNRECORDED = CutOff("interrupted: how it ended could not be stored; the service
 class Rescue:
     """Watches the others, and deals with the runs that have nobody (`lease` is in seconds).
 
-    `cut_off` is called when this instance itself may have been taken for dead: it stops those
-    of its runs that may be repeated elsewhere.
+    `cut_off` is called when this instance itself may have been taken for dead, to end those of
+    its runs that may be repeated elsewhere.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Rescue:
         under_way: RunsUnderWay,
         lease: float,
         monotonic: Callable[[], float],
-        cut_off: Callable[[str], None],
+        cut_off: Callable[[str, Callable[[Claim], bool]], None],
     ) -> None:
         self._database = database
         self._heartbeat = heartbeat
@@ -94,12 +94,22 @@ class Rescue:
         return await rescue_orphans(self._database, self._hopeless)
 
     def look_at_own_lease(self) -> None:
-        """Stop what may be repeated elsewhere when this instance may count as dead."""
-        if self._heartbeat.instance_id != self._own_id:
-            self._own_id = self._heartbeat.instance_id
-            self._cut_off("interrupted: the other instances had taken this one for dead")
+        """End what may be repeated elsewhere when this instance may count as dead.
+
+        What it has claimed under a new id since is its own, and stays.
+        """
+        own_id = self._heartbeat.instance_id
+        if own_id != self._own_id:
+            self._own_id = own_id
+            self._cut_off(
+                "interrupted: the other instances had taken this one for dead",
+                lambda claim: claim.max_attempts > 1 and claim.instance_id != own_id,
+            )
         elif self._heartbeat.silent_for() > self._lease:
-            self._cut_off("interrupted: the database was away for longer than the lease")
+            self._cut_off(
+                "interrupted: the database was away for longer than the lease",
+                lambda claim: claim.max_attempts > 1,
+            )
 
     async def reconcile(self) -> int:
         """Give back what this instance has claimed and knows nothing of; return how much.

@@ -20,6 +20,8 @@ from job_scheduler.identifiers import new_token
 _logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
+_RECORDS_MAX = 100
+"""Records in a batch, at most: each may bring a result of a megabyte."""
 _UNSTORABLE = Failed("it ended, but its result could not be stored; the service's log says why")
 
 T = TypeVar("T")
@@ -77,7 +79,7 @@ class TaskRunner:
         self._put_back = put_back
         self._holds_lease = holds_lease
         self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
-        self._records: Batcher[Record, bool] = Batcher(self._flush_records)
+        self._records: Batcher[Record, bool] = Batcher(self._flush_records, _RECORDS_MAX)
         self.under_way = RunsUnderWay()
 
     async def run_task(self, task_id: str) -> None:

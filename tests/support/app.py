@@ -219,10 +219,13 @@ async def bench(
     lock = lock or InProcessLock()
     instance_id = new_token()
     put_back: list[DueTask] = []
-    runner = TaskRunner(database, lock, caller, lambda: instance_id, put_back.append, holds_lease)
+    runner = TaskRunner(
+        database, lock, caller, lambda: one.instance_id, put_back.append, holds_lease
+    )
+    one = Bench(database, instance_id, caller, put_back, runner)
     try:
         await database.write(instances.register, Member(instance_id, own_identity()), state)
-        yield Bench(database, instance_id, caller, put_back, runner)
+        yield one
     finally:
         await lock.close()
         threads.close()

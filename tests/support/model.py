@@ -81,7 +81,7 @@ class Virtual:
             self._under_way,
             LEASE,
             lambda: self.world.now,
-            lambda _: None,
+            lambda *_: None,
         )
         self._election = Watch(member.process, LEASE, lambda: self.world.now)
         self.runs = {}

@@ -88,10 +88,10 @@ class Caller:
         for call in self._calls:
             call.context.ask_to_stop()
 
-    def cut_off(self, reason: str, *, repeatable_only: bool = False) -> None:
-        """End what runs, or of that only what may be repeated; a plain handler's thread goes on."""
+    def cut_off(self, reason: str, which: Callable[[Claim], bool] = lambda _: True) -> None:
+        """End the runs of these claims; a plain handler's thread goes on by itself."""
         for call in list(self._calls):
-            if not repeatable_only or call.claim.max_attempts > 1:
+            if which(call.claim):
                 call.cut_off(reason)
 
     def _without_handler(self, claim: Claim) -> Outcome:
