@@ -628,34 +628,29 @@ def test_instance_that_was_declared_dead_cuts_off_what_may_be_repeated(
     store: Backend, registry: HandlerRegistry
 ) -> None:
     gate = asyncio.Event()
-    begun: list[str] = []
+    begun: asyncio.Queue[str] = asyncio.Queue()
 
     @registry.task("probe")
-    async def probe(name: str) -> str:
-        begun.append(name)
+    async def probe(context: RunContext) -> str:
+        begun.put_nowait(context.task_id)
         await gate.wait()
         return "fine"
 
-    def insert(name: str, max_attempts: int) -> str:
-        payload = f'{{"name": "{name}"}}'
-        return store.insert_task(run_at=later(-60), payload=payload, max_attempts=max_attempts)
-
     async def scenario(one: Bench, rescuer: Rescuer) -> None:
         async def claim_and_begin(task_id: str) -> asyncio.Future[None]:
-            number = len(begun)
             run = asyncio.ensure_future(one.runner.run_task(task_id))
-            while len(begun) == number:
-                await asyncio.sleep(0.01)
+            assert await begun.get() == task_id
             return run
 
-        once, repeated = insert("once", 1), insert("repeated", 2)
+        once, repeated, fresh = (
+            store.insert_task(run_at=later(-60), max_attempts=number) for number in (1, 2, 2)
+        )
         runs = [await claim_and_begin(task_id) for task_id in (once, repeated)]
         rescuer.rescue.look_at_own_lease()
         store.sql("UPDATE instances SET state = 'dead'")
         rescuer.heartbeat.note_joined()
         rescuer.heartbeat.beat()
         one.instance_id = rescuer.heartbeat.instance_id
-        fresh = insert("fresh", 2)
         runs.append(await claim_and_begin(fresh))
         rescuer.rescue.look_at_own_lease()
         rescuer.rescue.look_at_own_lease()
