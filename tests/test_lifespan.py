@@ -374,14 +374,17 @@ def test_stop_ends_when_results_cannot_be_written(
 
 HANGING = """
 import asyncio, time
+from pathlib import Path
 from job_scheduler import task
 
 @task("plain")
 def plain() -> None:
+    Path("plain").touch()
     time.sleep(600)
 
 @task("async")
 async def on_the_loop() -> None:
+    Path("async").touch()
     await asyncio.sleep(600)
 """
 
@@ -395,7 +398,7 @@ def test_process_ends_by_itself_though_a_handler_hangs(
     with service_process(tmp_path, environment) as service:
         with service.start() as client:
             tasks = [post(client, name=name, run_at=later(0)) for name in ("plain", "async")]
-            wait_until(lambda: store.count("status = 'running'") == 2)
+            wait_until(lambda: all((tmp_path / name).exists() for name in ("plain", "async")))
         service.process.send_signal(number)
         service.process.wait(timeout=20)
         assert "Traceback" not in service.output()

@@ -36,6 +36,7 @@ from job_scheduler.core.records import task_runs
 from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
+from job_scheduler.exceptions import DatabaseUnavailable
 from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
 from job_scheduler.process import ProcessIdentity, own_identity
@@ -605,6 +606,54 @@ def test_lease_ends_with_the_time_since_the_last_beat_was_sent(store: Backend) -
         heart.beat()
         assert heart.holds_lease(heart.instance_id)
         assert not heart.holds_lease(member.instance_id)
+
+
+def test_call_that_is_cut_off_before_its_thread_is_free_is_given_back(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    gate, begun = threading.Event(), threading.Semaphore(0)
+
+    @registry.task("probe")
+    def probe() -> None:
+        begun.release()
+        gate.wait(20)
+
+    threads = 16
+    task_ids = [store.insert_task(run_at=later(-60)) for _ in range(threads + 1)]
+
+    async def scenario(one: Bench, _: Rescuer) -> None:
+        runs = [asyncio.ensure_future(one.runner.run_task(task_id)) for task_id in task_ids]
+        for _number in range(threads):
+            assert await asyncio.to_thread(begun.acquire, timeout=10)
+        one.caller.cut_off("why")
+        gate.set()
+        await asyncio.gather(*runs)
+
+    on_bench(store, registry, scenario)
+    rows = [store.row(task_id) for task_id in task_ids]
+    assert sorted((row["status"], row["attempt"]) for row in rows) == (
+        [("failed", 1)] * threads + [("scheduled", 0)]
+    )
+    assert not begun.acquire(timeout=0.2), "what was given back was called all the same"
+
+
+@pytest.mark.parametrize("errors", [[AWAY], [RuntimeError("a mistake of ours"), AWAY]])
+def test_rescue_stops_at_an_outage_wherever_it_comes(
+    store: Backend, errors: list[Exception]
+) -> None:
+    task_ids = [store.insert_task(status="running") for _ in range(2)]
+    coming = list(errors)
+
+    def fail(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if coming and "JOIN scheduled_tasks AS task" in statement:
+            raise coming.pop(0)
+
+    with store.database() as database:
+        event.listen(database.engine, "before_cursor_execute", fail)
+        with pytest.raises(DatabaseUnavailable):
+            asyncio.run(rescue_orphans(database))
+        assert {store.row(task_id)["status"] for task_id in task_ids} == {"running"}
+        assert asyncio.run(rescue_orphans(database)) == 2
 
 
 def test_late_result_of_a_task_that_is_gone_is_forgotten(

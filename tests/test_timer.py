@@ -745,6 +745,20 @@ def test_search_for_due_tasks_looks_at_no_others(store: Backend) -> None:
     assert any("Index Cond: (COALESCE(retry_at, run_at) <=" in line for line in plan), plan
 
 
+def test_sweep_does_not_bring_back_what_was_withdrawn_while_it_looked(store: Backend) -> None:
+    deleted, kept = (store.insert_task(run_at=later(4)) for _ in range(2))
+
+    async def scenario(swept: Swept) -> None:
+        looking = asyncio.ensure_future(swept.sweep.sweep())
+        await turns()
+        with swept.timer.withdrawn(deleted):
+            pass
+        assert await looking == 1
+        assert (deleted in swept.timer, kept in swept.timer) == (False, True)
+
+    sweeping(store, scenario)
+
+
 def test_sweep_takes_a_bounded_number_and_comes_again_when_there_is_room(store: Backend) -> None:
     store.insert_tasks(12_000, run_at=later(-1))
 

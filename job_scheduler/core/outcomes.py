@@ -60,9 +60,14 @@ def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash 
             return Decision(TaskStatus.Failed, error, RunOutcome.Failed)
         case NotStarted():
             return Decision(TaskStatus.Scheduled, None, None)
-        case CutOff(reason, how):
-            if on_crash is OnCrash.Hold:
-                return Decision(TaskStatus.Unknown, reason, how)
-            if on_crash is not OnCrash.Fail and attempt < max_attempts:
-                return Decision(TaskStatus.Scheduled, reason, how)
-            return Decision(TaskStatus.Failed, reason, how)
+        case _:
+            status = _after_a_crash(attempt, max_attempts, on_crash)
+            return Decision(status, outcome.reason, outcome.outcome)
+
+
+def _after_a_crash(attempt: int, max_attempts: int, on_crash: OnCrash | None) -> TaskStatus:
+    if on_crash is OnCrash.Hold:
+        return TaskStatus.Unknown
+    if on_crash is not OnCrash.Fail and attempt < max_attempts:
+        return TaskStatus.Scheduled
+    return TaskStatus.Failed

@@ -96,6 +96,7 @@ class Sweep:
             return 0
         # What is held may well be the most urgent: ask for as many more.
         limit = held + room
+        self._timer.note_look()
         found = await self._database.read(self._look, limit)
         self._timer.fire_overdue()
         new = [task for task in found if not self._is_held(task)][:room]
@@ -115,4 +116,6 @@ class Sweep:
         return found
 
     def _is_held(self, task: DueTask) -> bool:
-        return task.task_id in self._timer or task.task_id in self._dispatcher
+        task_id = task.task_id
+        held = task_id in self._timer or task_id in self._dispatcher
+        return held or self._timer.has_let_go(task_id)

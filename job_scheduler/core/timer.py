@@ -64,6 +64,7 @@ class Timer:
         self._slots: dict[datetime, _Slot] = {}
         self._held: dict[str, DueTask] = {}
         self._reserved: set[str] = set()
+        self._let_go: set[str] = set()
         self._job_numbers = count()
 
     @property
@@ -166,6 +167,14 @@ class Timer:
         except SchedulerUnavailable:
             _logger.exception("task %s could not be put back; a sweep will", task.task_id)
 
+    def note_look(self) -> None:
+        """Take note that somebody begins to look for tasks in the database."""
+        self._let_go.clear()
+
+    def has_let_go(self, task_id: str) -> bool:
+        """Tell whether a task was withdrawn since: whoever still saw it saw it too early."""
+        return task_id in self._let_go
+
     @contextmanager
     def withdrawn(self, task_id: str) -> Iterator[None]:
         """Let go of a task that is about to be deleted; hold it again if the block fails.
@@ -176,6 +185,7 @@ class Timer:
             SchedulerUnavailable: APScheduler refuses; the block was not entered.
         """
         task = self._remove(task_id)
+        self._let_go.add(task_id)
         try:
             yield
         except BaseException:

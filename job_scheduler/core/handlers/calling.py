@@ -26,7 +26,7 @@ class _Call:
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.context = RunContext(claim.task_id, claim.attempt, claim.token)
-        self.future: asyncio.Future[Outcome] | None = None
+        self.future: asyncio.Future[Outcome]
         self.reason: str | None = None
         self._turn = threading.Lock()
         self.has_begun = False
@@ -41,8 +41,7 @@ class _Call:
         self.context.ask_to_stop()
         self.reason = reason
         self._turn.acquire(blocking=False)
-        if self.future is not None:
-            self.future.cancel()
+        self.future.cancel()
 
 
 class Caller:
