@@ -19,7 +19,7 @@ from job_scheduler import RunContext
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.constants import InstanceState, OnCrash, RunOutcome, TaskStatus
 from job_scheduler.core import instances
-from job_scheduler.core.claims import ClaimRequest, claim
+from job_scheduler.core.claims import Claim, ClaimRequest, claim
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import InstanceRow, Member
@@ -32,7 +32,7 @@ from job_scheduler.core.outcomes import (
     Succeeded,
     decide,
 )
-from job_scheduler.core.records import task_runs
+from job_scheduler.core.records import Record, record, task_runs
 from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
@@ -502,6 +502,30 @@ def test_claim_that_nobody_knows_of_is_given_back_after_two_looks(
 
     on_bench(store, registry, scenario)
     assert (store.row(task_id)["status"], store.row(task_id)["attempt"]) == ("done", 1)
+
+
+def test_claim_that_is_carried_out_again_after_its_record_is_rescued(store: Backend) -> None:
+    task_id = store.insert_task(run_at=later(-60), max_attempts=3)
+    member = Member(new_token(), ELSEWHERE)
+    requests = [ClaimRequest(task_id, new_token())]
+    with store.database() as database:
+        with database.writing() as connection:
+            instances.register(connection, member, InstanceState.Alive)
+        # The answer to the first one was lost; its repetition came through.
+        with database.writing() as connection:
+            [run] = claim(connection, member.instance_id, requests, repeated=True)
+        assert isinstance(run, Claim)
+        with database.writing() as connection:
+            cut_off = decide(CutOff("why"), run.attempt, run.max_attempts, run.on_crash)
+            assert record(connection, [Record(run, cut_off)]) == [True]
+        # Only now does the database come round to the first one, and the instance dies.
+        with database.writing() as connection:
+            claim(connection, member.instance_id, requests)
+            instances.leave(connection, member.instance_id)
+        assert store.row(task_id)["status"] == "running"
+        assert asyncio.run(rescue_orphans(database)) == 1
+    assert store.row(task_id)["status"] == "scheduled"
+    assert history(store, task_id) == [(1, "interrupted", "why")]
 
 
 def test_run_that_is_under_way_is_known(store: Backend, registry: HandlerRegistry) -> None:

@@ -181,6 +181,8 @@ def _enter_statement(dialect: str) -> Any:
             task.instance_id
         FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
         WHERE {_STANDS} AND given.outcome IS NOT NULL
+        -- A claim that was carried out once more, after its record, bears an old token.
+        ON CONFLICT (task_id, claim_token) DO NOTHING
         """  # noqa: S608 (made of constants)
     )
 
