@@ -615,9 +615,9 @@ def test_lease_ends_with_the_time_since_the_last_beat_was_sent(store: Backend) -
         with database.writing() as connection:
             instances.register(connection, member, InstanceState.Alive)
         heart = Heartbeat(database, member, 15, new_token, lambda: None, lambda: now)
-        now = 114.0
+        now = 111.9
         assert heart.holds_lease(member.instance_id)
-        now = 115.0
+        now = 112.0
         assert not heart.holds_lease(member.instance_id)
         event.listen(database.engine, "commit", slowly)
         heart.beat()

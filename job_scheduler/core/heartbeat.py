@@ -70,9 +70,11 @@ class Heartbeat:
         """Tell whether nobody can have taken `instance_id`, which was this one's, for dead yet.
 
         Whoever buries it has seen it silent for a lease, and has seen it no earlier than it sent
-        the heartbeat from which it reckons itself.
+        the heartbeat from which it reckons itself. The time of one beat is left over, since two
+        machines' clocks do not run equally fast.
         """
-        return instance_id == self.instance_id and self.silent_for() < self._lease
+        certain = self._lease * (1 - 1 / _BEATS_PER_LEASE)
+        return instance_id == self.instance_id and self.silent_for() < certain
 
     def note_joined(self) -> None:
         """Take note that the start is over: this instance takes part."""
