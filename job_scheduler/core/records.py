@@ -16,7 +16,7 @@ from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome, TaskStatus
 from job_scheduler.core.claims import Run
 from job_scheduler.core.models import NOW_SQL, TaskRun, database_now
-from job_scheduler.core.outcomes import Decision
+from job_scheduler.core.outcomes import Decision, Outcome, decide
 from job_scheduler.core.store import tasks
 
 task_runs = cast("Table", TaskRun.__table__)
@@ -28,6 +28,11 @@ class Record:
 
     run: Run
     decision: Decision
+
+    @classmethod
+    def of(cls, run: Run, outcome: Outcome) -> "Record":
+        """Return what is to be written when a run ended with this outcome."""
+        return cls(run, decide(outcome, run.attempt, run.max_attempts, run.on_crash))
 
 
 def record(

@@ -15,7 +15,7 @@ from job_scheduler.constants import InstanceState, RunOutcome, TaskStatus
 from job_scheduler.core import instances
 from job_scheduler.core.claims import RUN_COLUMNS, Claim, Run, run_of
 from job_scheduler.core.heartbeat import Heartbeat
-from job_scheduler.core.outcomes import CutOff, NotStarted, Outcome, decide
+from job_scheduler.core.outcomes import CutOff, NotStarted, Outcome
 from job_scheduler.core.records import Record, record
 from job_scheduler.core.store import tasks
 from job_scheduler.core.tasks import RunsUnderWay
@@ -124,7 +124,7 @@ class Rescue:
         for run in abandoned:
             unrecorded = self._under_way.is_unrecorded(run.token)
             outcome: Outcome = _UNRECORDED if unrecorded else NotStarted()
-            await self._database.write(record, [_record(run, outcome)])
+            await self._database.write(record, [Record.of(run, outcome)])
             _logger.warning("task %s was running here and nobody knew of it", run.task_id)
         return len(abandoned)
 
@@ -142,7 +142,7 @@ async def rescue_orphans(database: Database, hopeless: set[str] | None = None) -
     rescued, after = 0, _BEFORE_ALL
     while orphans := await database.read(_orphans, after):
         after = orphans[-1].task_id
-        records = [_record(run, CRASHED) for run in orphans]
+        records = [Record.of(run, CRASHED) for run in orphans]
         try:
             rescued += sum(await database.write(record, records, skip_locked=True))
         except DatabaseUnavailable:
@@ -166,10 +166,6 @@ async def _one_by_one(database: Database, records: Sequence[Record], hopeless: s
                 _logger.exception("task %s cannot be rescued", entry.run.task_id)
             hopeless.add(entry.run.token)
     return rescued
-
-
-def _record(run: Run, outcome: Outcome) -> Record:
-    return Record(run, decide(outcome, run.attempt, run.max_attempts, run.on_crash))
 
 
 def _orphans(connection: Connection, after: str) -> list[Run]:

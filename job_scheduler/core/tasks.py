@@ -10,7 +10,7 @@ from job_scheduler.core import claims, records
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.locks import TaskLock
-from job_scheduler.core.outcomes import Failed, NotStarted, Outcome, decide
+from job_scheduler.core.outcomes import Failed, NotStarted, Outcome
 from job_scheduler.core.records import Record
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database
@@ -121,12 +121,12 @@ class TaskRunner:
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         try:
-            stands = await self._records.submit(_record(claim, outcome))
+            stands = await self._records.submit(Record.of(claim, outcome))
         except Exception:
             # It ran, and must not look as if it ran for ever.
             self.under_way.note_unrecorded(claim.token)
             _logger.exception("task %s: its result could not be stored", claim.task_id)
-            stands = await self._records.submit(_record(claim, _UNSTORABLE))
+            stands = await self._records.submit(Record.of(claim, _UNSTORABLE))
         if not stands:
             _logger.warning(
                 "task %s: this run's claim was lost, its result is kept in the history alone",
@@ -156,7 +156,3 @@ class TaskRunner:
                     _logger.warning("the database is away: claims and results wait for it")
                 waiting = True
                 await asyncio.sleep(_RETRY_SECONDS)
-
-
-def _record(claim: Claim, outcome: Outcome) -> Record:
-    return Record(claim, decide(outcome, claim.attempt, claim.max_attempts, claim.on_crash))

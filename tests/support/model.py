@@ -10,7 +10,7 @@ from job_scheduler.core import instances
 from job_scheduler.core.claims import Claim, ClaimRequest, claim
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
-from job_scheduler.core.outcomes import CutOff, NotStarted, Outcome, Succeeded, decide
+from job_scheduler.core.outcomes import CutOff, NotStarted, Outcome, Succeeded
 from job_scheduler.core.records import Record, record
 from job_scheduler.core.recovery import Rules, elect, recover
 from job_scheduler.core.rescue import Rescue, rescue_orphans
@@ -162,7 +162,7 @@ class Virtual:
 
     def end(self, run: Claim, outcome: Outcome, times: int = 1) -> list[bool]:
         """Record how a run ended; more than once when nobody knows whether it was committed."""
-        entry = Record(run, decide(outcome, run.attempt, run.max_attempts, run.on_crash))
+        entry = Record.of(run, outcome)
         stands = []
         for _ in range(times):
             with self._database.writing() as connection:
