@@ -25,7 +25,7 @@ TEST_RANGES = [Requirement(text) for text in PROJECT["optional-dependencies"]["d
 
 SERVICE_PART, _, TESTS_PART = (ROOT / "requirements.txt").read_text().partition(MARKER)
 
-PIN = re.compile(r"(?P<pin>[a-z0-9.-]+==[a-z0-9.]+( ; [^\\]+)?) \\")
+PIN = re.compile(r"(?P<pin>[a-z0-9.-]+(\[[a-z]+\])?==[a-z0-9.]+( ; [^\\]+)?) \\")
 HASH = re.compile(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?")
 
 
@@ -80,6 +80,12 @@ def test_no_package_is_pinned_twice() -> None:
 def test_pin_lies_within_the_range_of_pyproject(wanted: Requirement) -> None:
     pinned = pins(SERVICE_PART + TESTS_PART)[canonicalize_name(wanted.name)]
     assert wanted.specifier.contains(version(pinned))
+
+
+@pytest.mark.parametrize("package", ["uvicorn[standard]", "coverage[toml]"])
+def test_extra_is_pinned_with_its_package(package: str) -> None:
+    """Pip 23 does not hold an extra to its package's pin: it asks for the newest, unhashed."""
+    assert f"\n{package}==" in SERVICE_PART + TESTS_PART
 
 
 @pytest.mark.parametrize("file", ["Makefile", "Dockerfile"])
