@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,24 @@ def test_faults_of_a_track_do_not_overlap_and_end_in_time() -> None:
             for former, later in pairwise(track):
                 assert former.at + former.lasts < later.at
             assert all(fault.at < 60.0 for fault in track)
+
+
+def test_somebody_is_paused_alone_while_the_database_lets_the_others_judge() -> None:
+    for seed in range(20):
+        made = plan(seed)
+        pauses = [
+            fault for track in made.tracks for fault in track if fault.kind is FaultKind.Pause
+        ]
+        # Nothing that the database suffers may fall within seven seconds before.
+        hindrances = pauses + [replace(fault, lasts=fault.lasts + 7.0) for fault in made.tracks[3]]
+        assert any(
+            not any(
+                fault.at < pause.at + pause.lasts and pause.at < fault.at + fault.lasts
+                for fault in hindrances
+                if fault is not pause
+            )
+            for pause in pauses
+        )
 
 
 def test_some_runs_stall_the_database_for_longer_than_any_timeout_and_short_ones_never() -> None:
@@ -445,6 +464,16 @@ def test_figures_count_tasks_runs_lateness_and_what_faults_hit() -> None:
     assert "1 SIGKILL and restart        hit 2 running tasks" in lines
     assert "1 cancels                    hit 1 running tasks" in lines
     assert "of too few tasks" in "\n".join(figures(history()))
+
+
+@pytest.mark.parametrize(("came_at", "late"), [(1.6, 0), (1.8, 1), (2.9, 0)])
+def test_figures_count_results_that_the_token_kept_off_a_newer_run(
+    came_at: float, late: int
+) -> None:
+    """The newer run is under way from 1.7 to 2.8."""
+    lost = run(1, RunOutcome.Lost, until=came_at)
+    task = crashed_and_done(runs=[lost, run(2, at=1.7, until=2.8)])
+    assert f"{late} results came while a newer run was" in "\n".join(figures(history(task)))
 
 
 def test_lateness_of_seconds_is_told_in_seconds() -> None:

@@ -17,9 +17,11 @@ FAR_SECONDS = 3_600.0
 _POSTING = 0.88
 """The part of the run in which tasks are posted."""
 
-_CALM = (None, 7.0, 10.0)
-"""No fault for so long: while the database is away, or has just come back, instances judge
-nobody dead, and so nothing would come of a pause."""
+_CALM = (None, 15.0, 18.0)
+"""No fault of the database for so long."""
+
+_UNJUDGED = 7.0
+"""For so long after an outage of the database nobody is judged dead, and a pause has no effect."""
 
 _LONGEST_TIMEOUT = 20.0
 """No part of the service waits longer for the database's answer."""
@@ -88,12 +90,17 @@ def make_plan(
     # Each part has its own numbers, so that more of one does not change the others.
     chooser = Random(f"tasks {seed}")  # noqa: S311 (it is to be repeatable)
     planned = [_task(chooser, seconds) for _ in range(tasks)]
-    tracks = [
-        list(_process_faults(Random(f"instance {number} {seed}"), number, seconds))  # noqa: S311
-        for number in range(instances)
-    ]
+    of_database: list[PlannedFault] = []
     if postgresql:
-        tracks.append(list(_database_faults(Random(f"database {seed}"), seconds)))  # noqa: S311
+        of_database += _database_faults(Random(f"database {seed}"), seconds)  # noqa: S311
+    calms = _calms(of_database, seconds) if postgresql else []
+    tracks: list[list[PlannedFault]] = []
+    for number in range(instances):
+        chooser = Random(f"instance {number} {seed}")  # noqa: S311
+        pauses = [fault for track in tracks for fault in track if fault.kind is FaultKind.Pause]
+        tracks.append(list(_process_faults(chooser, number, seconds, calms, pauses)))
+    if postgresql:
+        tracks.append(of_database)
     if redis:
         tracks.append(list(_redis_faults(Random(f"redis {seed}"), seconds)))  # noqa: S311
     return Plan(sorted(planned, key=lambda task: task.post_at), tracks)
@@ -146,25 +153,44 @@ def _task(chooser: Random, seconds: float) -> PlannedTask:
 
 def _duration(chooser: Random) -> float:
     low, high = chooser.choices(
-        [(0.0, 0.0), (0.0, 0.5), (0.5, 2.0), (2.0, 6.0)], weights=[25, 30, 27, 18]
+        [(0.0, 0.0), (0.0, 0.5), (0.5, 2.0), (2.0, 6.0)], weights=[25, 30, 23, 22]
     )[0]
     return round(chooser.uniform(low, high), 3)
 
 
-def _process_faults(chooser: Random, number: int, seconds: float) -> Iterator[PlannedFault]:
+def _process_faults(
+    chooser: Random,
+    number: int,
+    seconds: float,
+    calms: list[tuple[float, float]],
+    pauses: list[PlannedFault],
+) -> Iterator[PlannedFault]:
+    """Yield what is done to an instance; `pauses` are those of the instances before it."""
     kinds = [FaultKind.Kill, FaultKind.Pause, FaultKind.Kill, FaultKind.Restart]
     first = number % len(kinds)
     at = chooser.uniform(2.5, 4.5)
     turns = cycle(kinds[first:] + kinds[:first])
     while at < seconds - 1.0:
         kind = next(turns)
-        if kind is FaultKind.Pause:
-            # Not so long that the rescued runs have always ended before the late results come.
-            lasts = LEASE_SECONDS + chooser.uniform(1.5, 5.0)
-        else:
+        # Not so long that the rescued runs have always ended before the late results come.
+        lasts = LEASE_SECONDS + chooser.uniform(1.2, 3.5)
+        if any(begin < at and at + lasts < end for begin, end in calms):
+            # One alone is paused, and the others are awake to bury it.
+            until = [fault.at + fault.lasts for fault in pauses if fault.at < at + lasts]
+            if at < max(until, default=0.0):
+                at = max(until) + chooser.uniform(0.0, 1.0)
+                continue
+            kind = FaultKind.Pause
+        if kind is not FaultKind.Pause:
             lasts = chooser.choice([0.0, chooser.uniform(0.0, 3.0)])
         yield PlannedFault(at, kind, lasts, number)
         at += lasts + chooser.uniform(3.5, 6.5)
+
+
+def _calms(faults: list[PlannedFault], seconds: float) -> list[tuple[float, float]]:
+    """Return from when to when a pause makes the others bury an instance."""
+    begins = [fault.at + fault.lasts + _UNJUDGED for fault in faults]
+    return list(zip(begins, [*(fault.at for fault in faults[1:]), seconds], strict=True))
 
 
 def _database_faults(chooser: Random, seconds: float) -> Iterator[PlannedFault]:
@@ -178,7 +204,6 @@ def _database_faults(chooser: Random, seconds: float) -> Iterator[PlannedFault]:
         [
             (FaultKind.CutConnections, 0.0, 0.0),
             (FaultKind.StallDatabase, 0.2, 1.5),
-            _CALM,
             (FaultKind.CutConnections, 0.0, 0.0),
             (FaultKind.CutDatabase, 0.3, 3.0),
             _CALM,

@@ -9,6 +9,7 @@ from job_scheduler.chaos.checks import Violation
 from job_scheduler.chaos.history import Deletion, Fault, History, TaskHistory
 from job_scheduler.chaos.ledger import Event
 from job_scheduler.chaos.plan import FaultKind
+from job_scheduler.constants import RunOutcome
 
 KILLS_WANTED = 20
 """Running tasks that kills must have hit, or the run has shown nothing."""
@@ -37,6 +38,7 @@ def figures(history: History) -> list[str]:
         f"in the end {_counted(statuses)}",
         f"runs       {started:,} started, {ended:,} came to their end; "
         f"recorded {_counted(outcomes)}",
+        f"late       {sum(map(_refused, tasks)):,} results came while a newer run was under way",
         f"lateness   {_percentiles(list(late.values()))}",
         f"           {_percentiles(untouched)} where no fault was near",
         *_fault_lines(history),
@@ -164,6 +166,19 @@ def _hits(history: History) -> Counter[FaultKind]:
             if asked.deletion is Deletion.Refused and start.at <= (asked.deleted_at or 0.0) <= end:
                 found[FaultKind.Cancel] += 1
     return found
+
+
+def _refused(task: TaskHistory) -> int:
+    """Count the results that would have struck a newer run, had its token not kept them off."""
+    ends = {run.token: run.finished_at for run in task.runs}
+    return sum(
+        any(
+            start.attempt > run.attempt and start.at < run.finished_at < ends.get(start.token, inf)
+            for start in task.of(Event.Start)
+        )
+        for run in task.runs
+        if run.outcome is RunOutcome.Lost
+    )
 
 
 def _lateness(task: TaskHistory) -> float | None:
