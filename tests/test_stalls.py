@@ -24,8 +24,9 @@ from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.database import PATIENCE_SECONDS, Database, build_engine
-from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
+from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable, StartError
 from job_scheduler.identifiers import new_token
+from job_scheduler.migrations.upgrade import prepare
 from job_scheduler.process import own_identity
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, finished, later, post, running, services_of, task_body
@@ -288,6 +289,22 @@ def test_line_that_is_closed_is_cut_off_without_harm(store: Backend) -> None:
     raw.close()
     engine.dispose()
     os.close(reader)
+
+
+# -------------------------------------------------------------------------- the start
+
+
+@pytest.mark.parametrize("migrate", [False, True])
+def test_start_gives_a_database_up_that_does_not_answer(store: Backend, migrate: bool) -> None:
+    with behind(store) as (hole, database):
+        with database.reading() as connection:
+            assert one(connection) == 1
+        hole.swallow()  # the connection in the pool is the one that will be used
+        settings = Backend(hole.url_for(store.db_url)).settings(
+            database_wait=0, auto_migrate=migrate
+        )
+        with pytest.raises(StartError, match="cannot be reached"):
+            asyncio.run(asyncio.wait_for(prepare(database, settings), 60))
 
 
 # ------------------------------------------------------------------ heart and service

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from job_scheduler.calls import bounded
 from job_scheduler.config import Settings
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import DatabaseUnavailable, SchemaError, StartError
@@ -21,17 +22,23 @@ _logger = logging.getLogger(__name__)
 
 _LOCK_KEY = 5_214_786_390_118  # any number that no other program is likely to choose
 _POLL_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
+"""How long a look at the schema may take, if there is no more time to wait for the database."""
 _MIGRATE = "Run: python migrate.py (or set AUTO_MIGRATE=true)."
 
 
-def create_database(url: URL) -> bool:
+def create_database(url: URL, patience: float | None = None) -> bool:
     """Create the PostgreSQL database of `url` if it is missing and may be; tell whether it was.
 
-    Several callers at once are safe: one creates it, the others find that it exists.
+    Several callers at once are safe: one creates it, the others find that it exists. It is given
+    up after `patience` seconds, if given.
     """
     engine = build_engine(url.set(database="postgres"), pool_size=1)
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with (
+            bounded(patience),
+            engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
             there = connection.scalar(
                 text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": url.database}
@@ -61,7 +68,11 @@ async def prepare(database: Database, settings: Settings) -> None:
     deadline = time.monotonic() + settings.database_wait
     migrate = settings.embedded or settings.auto_migrate
     while reason := await asyncio.to_thread(
-        _prepare_once, database, settings.database, migrate=migrate
+        _prepare_once,
+        database,
+        settings.database,
+        max(_LOOK_SECONDS, settings.database_wait),
+        migrate=migrate,
     ):
         if "does not exist" in reason:
             raise SchemaError(f"The database is missing ({reason}). {_MIGRATE}")
@@ -73,16 +84,20 @@ async def prepare(database: Database, settings: Settings) -> None:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _prepare_once(database: Database, url: URL, *, migrate: bool) -> str | None:
-    """Return None when all is as it should be, or why the database cannot be reached."""
+def _prepare_once(database: Database, url: URL, patience: float, *, migrate: bool) -> str | None:
+    """Return None when all is as it should be, or why the database cannot be reached.
+
+    A migration may take as long as it must; all else is given up after `patience` seconds.
+    """
     try:
-        if migrate:
-            if database.dialect == "postgresql":
-                create_database(url)
+        if migrate and database.dialect == "postgresql":
+            create_database(url, patience)
+        with database.reading(patience) as connection:
+            if not migrate:
+                insist_on_schema(connection)
+            missing = missing_revisions(connection)
+        if missing:
             upgrade(database)
-            return None
-        with database.reading() as connection:
-            insist_on_schema(connection)
     except DatabaseUnavailable as error:
         return reason_of(error)
     return None
