@@ -46,6 +46,8 @@ def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[
         "-c timezone=UTC -c default_transaction_isolation=read\\ committed "
         "-c statement_timeout=15s -c lock_timeout=10s "
         "-c idle_in_transaction_session_timeout=5s "
+        # What was answered 201 survives a crash of the server, whatever its own default is.
+        "-c synchronous_commit=on "
         # The driver would else ask for it, beyond the bound of connect_timeout.
         "-c datestyle=ISO"
     )
