@@ -96,7 +96,7 @@ def rescue(backend: Backend, services: list[ServiceProcess], number: signal.Sign
 
     def attempt(wanted: int) -> list[dict[str, Any]]:
         return backend.sql(
-            "SELECT pid, CAST(extract(epoch FROM started_at) AS float) AS at "
+            "SELECT pid, CAST(extract(epoch FROM scheduled_tasks.started_at) AS float) AS at "
             "FROM scheduled_tasks JOIN instances USING (instance_id) "
             "WHERE task_id = :id AND attempt = :attempt AND status = 'running'",
             id=task_id,

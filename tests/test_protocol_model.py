@@ -313,6 +313,8 @@ class Protocol(RuleBasedStateMachine):
             if before in FINAL:
                 assert row == former, "what was final has changed"
         assert row["attempt"] <= known.max_attempts
+        started_at = row["started_at"]
+        assert started_at is None or started_at >= row["run_at"], "it started before its time"
         assert len(known.started) <= row["attempt"], "a start that was not counted"
         if status is TaskStatus.Done:
             assert row["result"] == row["claim_token"] == known.started[-1]
