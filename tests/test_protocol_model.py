@@ -187,8 +187,9 @@ class Protocol(RuleBasedStateMachine):
         """An instance claims some tasks."""
         if self.can_work(number) and self.world.tasks:
             one = self.all[number]
+            before = set(one.runs)
             one.claim(one.ask(self.pick_tasks(picks)))
-            got = [run for run in one.runs.values() if run.instance_id == one.heart.instance_id]
+            got = one.runs.keys() - before
             assert not got or one.heart.instance_id in self.not_dead(), "the dead have claimed"
 
     @rule(number=numbers, picks=st.lists(some, min_size=1, max_size=2), happened=st.booleans())
@@ -196,7 +197,10 @@ class Protocol(RuleBasedStateMachine):
         """The connection breaks during the COMMIT of a claim, which is repeated."""
         if self.can_work(number) and self.world.tasks:
             one = self.all[number]
-            requests = one.ask(self.pick_tasks(picks))
+            chosen = self.pick_tasks(picks)
+            for task_id in chosen:
+                self.time_comes(task_id)
+            requests = one.ask(chosen)
             if happened:
                 one.claim(requests)
             one.claim(requests, repeated=True)
@@ -225,6 +229,9 @@ class Protocol(RuleBasedStateMachine):
         self.claim(number, everything)
         self.start(number)
         self.time_passes(1.0, asleep=number)
+        for task_id in self.world.tasks:
+            self.time_comes(task_id)
+        self.claim(number, everything)
         self.claim(other, everything)
         self.start(other)
 
