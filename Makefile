@@ -26,6 +26,9 @@ run: .venv/service.installed  ## start the service on http://127.0.0.1:8000 (POR
 test: lint  ## the static checks and the whole test suite, with coverage (htmlcov/index.html)
 	$(BIN)/python -m pytest -n 2 --cov=job_scheduler --cov-report=term-missing --cov-report=html --cov-fail-under=$(COVERAGE)
 
+bench: .venv/everything.installed  ## measure beside other schedulers; writes docs/benchmarks.md (BENCH="--quick …")
+	@$(BIN)/python -m benchmarks $(BENCH)
+
 lint: .venv/everything.installed  ## the static checks alone
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -70,4 +73,4 @@ $(BIN)/python:
 	echo "Making .venv with $$("$$found" --version)"; \
 	"$$found" -m venv --clear .venv || { rm -rf .venv; exit 1; }
 
-.PHONY: help run test lint format lock clean
+.PHONY: help run test bench lint format lock clean

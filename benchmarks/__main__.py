@@ -1,0 +1,77 @@
+"""python -m benchmarks: measures this service beside its peers, and writes the report.
+
+The figures go to .bench/results.json after each step; a full run writes docs/benchmarks.md, its
+charts and docs/benchmarks.json. Ctrl-C stops it, and removes what it has made on the servers.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from benchmarks import plan
+from benchmarks.catalogue import PEERS, WORKS, chosen
+from benchmarks.environments import HOME, ROOT
+from benchmarks.results import Results
+from benchmarks.run import Runner
+from benchmarks.servers import Servers
+
+DB_URL = "postgresql+psycopg2://postgres@127.0.0.1/postgres"
+REDIS_URL = "redis://127.0.0.1:6379/0"
+
+
+def main() -> None:
+    """Measure, or make the report again."""
+    options = parser().parse_args()
+    raw = HOME / "results.json"
+    if options.report:
+        found = Results.load(options.report)
+        write(found, options.output or ROOT / "docs")
+        return
+    if shutil.which("wrk") is None:
+        sys.stderr.write(
+            "wrk is not installed (Debian, Ubuntu: apt install wrk): a slower load generator in "
+            "Python takes its place, and lowers what is measured over HTTP.\n"
+        )
+    sqlite = options.db_url == "sqlite"
+    servers = Servers(None if sqlite else options.db_url, options.redis_url or None)
+    peers = [peer for peer in chosen(options.peers) if peer.sqlite or not sqlite]
+    cases = plan.QUICK if options.quick else plan.FULL
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    runner = Runner(servers, raw)
+    sys.stderr.write("Preparing the peers (the first time this takes some minutes) …\n")
+    runner.prepare(peers)
+    steps = plan.steps(cases, peers, options.works, options.runs)
+    found = runner.take_all(steps)
+    whole = not (options.quick or options.peers or sqlite) and options.works == list(WORKS)
+    write(found, options.output or (ROOT / "docs" if whole else HOME / "report"))
+
+
+def write(found: Results, directory: Path) -> None:
+    """Write the report, and say where."""
+    print(found, directory)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    made.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    names = [peer.key for peer in PEERS]
+    made.add_argument("--peers", nargs="+", choices=names, help="default: all")
+    made.add_argument("--runs", type=int, default=3)
+    made.add_argument("--quick", action="store_true", help="small sizes: does it work at all?")
+    made.add_argument(
+        "--db-url",
+        default=os.environ.get("BENCH_DB_URL", DB_URL),
+        help="a PostgreSQL server's SQLAlchemy URL (or BENCH_DB_URL), or: sqlite",
+    )
+    made.add_argument("--redis-url", default=os.environ.get("BENCH_REDIS_URL", REDIS_URL))
+    made.add_argument("--report", type=Path, metavar="JSON", help="measure nothing; report these")
+    made.add_argument("--output", type=Path, help="where the report goes")
+    return made
+
+
+if __name__ == "__main__":
+    main()

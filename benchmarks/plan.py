@@ -1,0 +1,95 @@
+"""What is measured, in which order: all peers within each work, all works within each run.
+
+So a drift of the machine meets all peers alike; the order of the peers turns with each run.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.catalogue import BATCH, BURST, CREATE, LATENESS, OURS, PENDING, SEVERAL, Peer
+
+PRELOAD_SECONDS = 100.0
+"""A peer that would take longer to store what is to be pending is not asked for it."""
+SLOW_SECONDS = 20.0
+"""A peer that took longer for the small burst is spared the large one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of a work; `label` is shown."""
+
+    work: str
+    label: str
+    arguments: dict[str, Any] = field(hash=False)
+    seconds: float
+    """About how long it takes, to begin with."""
+    http_only: bool = False
+    larger_than: str = ""
+    """The label of the smaller case that a peer must have done quickly."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement."""
+
+    run: int
+    case: Case
+    peer: Peer
+
+
+FULL = (
+    Case(CREATE, "1 connection", {"seconds": 5, "connections": 1}, 11),
+    Case(CREATE, "32 connections", {"seconds": 5, "connections": 32}, 11),
+    Case(
+        CREATE,
+        "32 connections, due within 5 s",
+        {"seconds": 4, "connections": 32, "near": True},
+        14,
+        http_only=True,
+    ),
+    Case(BATCH, "batches of 1,000", {"seconds": 5}, 10),
+    Case(BURST, "10,000", {"tasks": 10_000}, 20),
+    Case(BURST, "60,000", {"tasks": 60_000}, 50, larger_than="10,000"),
+    Case(LATENESS, "200 a second", {"rate": 200, "seconds": 20}, 40),
+    Case(LATENESS, "1,000 a second", {"rate": 1_000, "seconds": 20}, 50),
+    Case(PENDING, "0", {"tasks": 0, "rate": 200, "seconds": 10}, 25),
+    Case(PENDING, "100,000", {"tasks": 100_000, "rate": 200, "seconds": 10}, 35),
+    Case(PENDING, "1,000,000", {"tasks": 1_000_000, "rate": 200, "seconds": 10}, 70),
+    Case(SEVERAL, "1 instance", {"tasks": 10_000, "instances": 1}, 20),
+    Case(SEVERAL, "2 instances", {"tasks": 10_000, "instances": 2}, 20),
+    Case(SEVERAL, "3 instances", {"tasks": 10_000, "instances": 3}, 20),
+)
+QUICK = (
+    Case(CREATE, "1 connection", {"seconds": 2, "connections": 1}, 7),
+    Case(CREATE, "32 connections", {"seconds": 2, "connections": 32}, 7),
+    Case(BATCH, "batches of 1,000", {"seconds": 2}, 6),
+    Case(BURST, "2,000", {"tasks": 2_000}, 12),
+    Case(LATENESS, "200 a second", {"rate": 200, "seconds": 3}, 14),
+    Case(PENDING, "0", {"tasks": 0, "rate": 100, "seconds": 2}, 15),
+    Case(PENDING, "10,000", {"tasks": 10_000, "rate": 100, "seconds": 2}, 17),
+    Case(SEVERAL, "1 instance", {"tasks": 2_000, "instances": 1}, 14),
+    Case(SEVERAL, "2 instances", {"tasks": 2_000, "instances": 2}, 14),
+)
+
+
+def steps(
+    cases: Iterable[Case], peers: Sequence[Peer], works: Sequence[str], runs: int
+) -> list[Step]:
+    """Return all measurements in their order."""
+    wanted = [case for case in cases if case.work in works]
+    return [
+        Step(run, case, peer)
+        for run in range(1, runs + 1)
+        for case in wanted
+        for peer in (*peers[run - 1 :], *peers[: run - 1])
+        if case.work in peer.works and fits(case, peer)
+    ]
+
+
+def fits(case: Case, peer: Peer) -> bool:
+    """Whether a peer can do it at all, within bounds."""
+    if case.http_only and not peer.http:
+        return False
+    preloaded = case.arguments["tasks"] if case.work == PENDING else 0
+    return peer.key == OURS or bool(preloaded / peer.store_rate <= PRELOAD_SECONDS)
