@@ -51,7 +51,7 @@ def main() -> None:
 
 def write(found: Results, directory: Path) -> None:
     """Write the report, and say where."""
-    print(found, directory)
+    print(len(found.rows), directory)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -66,6 +66,7 @@ def arena(peer: Peer, environment: Environment, servers: Servers) -> Iterator[Ar
             "PYTHONPATH": str(ROOT),
             "BENCH_LEDGER": str(ledger),
             "BENCH_DIRECTORY": str(directory),
+            **dict(peer.environ),
         }
         server, database = None, ""
         if peer.database:

@@ -51,7 +51,7 @@ def _own_version() -> str:
 
 
 def _python(peer: Peer) -> Environment:
-    home = HOME / peer.key
+    home = HOME / (peer.home or peer.key)
     python = home / "bin" / "python"
     if not _is_made(home, peer):
         shutil.rmtree(home, ignore_errors=True)
@@ -70,7 +70,7 @@ def _node(peer: Peer) -> Environment:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         raise CannotInstall("node and npm are not installed")
-    home = HOME / peer.key
+    home = HOME / (peer.home or peer.key)
     if not _is_made(home, peer):
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)

@@ -92,4 +92,6 @@ def fits(case: Case, peer: Peer) -> bool:
     if case.http_only and not peer.http:
         return False
     preloaded = case.arguments["tasks"] if case.work == PENDING else 0
-    return peer.key == OURS or bool(preloaded / peer.store_rate <= PRELOAD_SECONDS)
+    return peer.key == OURS or bool(
+        preloaded / (peer.bulk_rate or peer.store_rate) <= PRELOAD_SECONDS
+    )

@@ -48,7 +48,7 @@ def _rate(answer: dict[str, Any]) -> Figures:
 
 def burst(arena: Arena, tasks: int, instances: int = 1) -> Figures:
     """Have many tasks due at one instant; from the first start until all are recorded."""
-    ahead = LEAD_SECONDS + tasks / arena.peer.store_rate
+    ahead = LEAD_SECONDS + tasks / (arena.peer.bulk_rate or arena.peer.store_rate)
     with arena.program() as first:
         others = [arena.enter(arena.program()) for _ in range(instances - 1)]
         for program in (first, *others):
@@ -71,7 +71,8 @@ def burst(arena: Arena, tasks: int, instances: int = 1) -> Figures:
         raise PeerFailed("nothing has started")
     end = end or starts[-1].at  # some never started: then up to the last that did
     figures: Figures = {
-        "per_s": len(starts) / max(end - starts[0].at, 0.001),
+        "per_s": len(starts) / (end - due),
+        "once_started_per_s": len(starts) / max(end - starts[0].at, 0.001),
         "first_start_s": starts[0].at - due,
         "last_start_s": starts[-1].at - due,
         "recorded_s": end - due,

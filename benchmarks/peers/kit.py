@@ -18,8 +18,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +34,7 @@ DIRECTORY = Path(os.environ.get("BENCH_DIRECTORY", "."))
 SIZE = 1_000
 """How many tasks a batch has."""
 START_SECONDS = 60.0
+SURE_SECONDS = 0.3
 PRELOADED_AT_ONCE = 20_000
 
 Answer: TypeAlias = dict[str, Any]
@@ -46,6 +49,7 @@ def ran(number: int) -> None:
 class Peer:
     """The commands. A peer overrides what it can do; blocking calls are fine where it says so."""
 
+    _working: asyncio.Task[Any] | None = None
     threads = False
     """Whether `create_one` blocks, so that concurrent callers are threads."""
 
@@ -74,6 +78,16 @@ class Peer:
 
     async def close(self) -> None:
         """Stop what was started."""
+        if self._working is not None:
+            self._working.cancel()
+            await asyncio.wait([self._working], timeout=5)
+
+    async def keep_working(self, loop: Coroutine[Any, Any, Any]) -> None:
+        """Run a worker's own loop beside the commands; raise what it fails with at once."""
+        self._working = asyncio.create_task(loop)
+        done, _ = await asyncio.wait([self._working], timeout=SURE_SECONDS)
+        for ended in done:
+            ended.result()
 
     async def create(self, seconds: float, connections: int, due: float, step: float) -> Answer:
         """Enqueue one by one from some callers at once, for some seconds; `step` apart in time."""
@@ -176,6 +190,8 @@ def serve(make: Callable[[], Peer]) -> None:
     """Answer commands until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to the log
+    with suppress(ImportError):
+        import_module("uvloop").install()
     asyncio.run(_serve(make, lambda answer: print(json.dumps(answer), file=answers)))
 
 
