@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import plan
 from benchmarks.catalogue import PEERS, WORKS, chosen
 from benchmarks.environments import HOME, ROOT
+from benchmarks.pages import write
 from benchmarks.results import Results
 from benchmarks.run import Runner
 from benchmarks.servers import Servers
@@ -27,8 +28,7 @@ def main() -> None:
     options = parser().parse_args()
     raw = HOME / "results.json"
     if options.report:
-        found = Results.load(options.report)
-        write(found, options.output or ROOT / "docs")
+        print(write(Results.load(options.report), options.output or ROOT / "docs"))
         return
     if shutil.which("wrk") is None:
         sys.stderr.write(
@@ -46,12 +46,7 @@ def main() -> None:
     steps = plan.steps(cases, peers, options.works, options.runs)
     found = runner.take_all(steps)
     whole = not (options.quick or options.peers or sqlite) and options.works == list(WORKS)
-    write(found, options.output or (ROOT / "docs" if whole else HOME / "report"))
-
-
-def write(found: Results, directory: Path) -> None:
-    """Write the report, and say where."""
-    print(len(found.rows), directory)
+    print(write(found, options.output or (ROOT / "docs" if whole else HOME / "report")))
 
 
 def parser() -> argparse.ArgumentParser:

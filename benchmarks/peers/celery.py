@@ -13,6 +13,8 @@ PROCESSES = 2
 class Celery(Peer):
     """Tasks are sent one by one; a result in the backend says that one has ended."""
 
+    threads = True
+
     def __init__(self) -> None:
         self._child: Child | None = None
 
