@@ -37,7 +37,7 @@ class Peer:
     redis: bool = False
     sqlite: bool = False
     floor: bool = False
-    http: bool = False
+
     home: str = ""
     """The key of the peer whose environment it shares."""
     version: str = ""
@@ -59,7 +59,6 @@ PEERS: tuple[Peer, ...] = (
         store_rate=10_000,
         redis=True,
         sqlite=True,
-        http=True,
     ),
     Peer(
         BARE_ROUTE,
@@ -69,7 +68,6 @@ PEERS: tuple[Peer, ...] = (
         "`async def`, the same request and response, uvicorn with uvloop and httptools",
         database=False,
         floor=True,
-        http=True,
         version="fastapi",
     ),
     Peer(
@@ -90,7 +88,6 @@ PEERS: tuple[Peer, ...] = (
         "FastAPI, SQLAlchemy session, APScheduler in memory, Redis lock; all defaults",
         store_rate=200,
         redis=True,
-        http=True,
         version="fastapi",
     ),
     Peer(

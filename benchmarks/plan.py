@@ -7,12 +7,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.catalogue import BATCH, BURST, CREATE, LATENESS, OURS, PENDING, SEVERAL, Peer
+from benchmarks.catalogue import (
+    APSCHEDULER,
+    BARE_ROUTE,
+    BATCH,
+    BURST,
+    CELERY,
+    CREATE,
+    LATENESS,
+    OURS,
+    PENDING,
+    SEVERAL,
+    TUTORIAL,
+    Peer,
+)
 
 PRELOAD_SECONDS = 100.0
 """A peer that would take longer to store what is to be pending is not asked for it."""
 SLOW_SECONDS = 20.0
 """A peer that took longer for the small burst is spared the large one."""
+
+_AT_THE_INSTANT = (OURS, TUTORIAL, APSCHEDULER, CELERY)
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,8 @@ class Case:
     arguments: dict[str, Any] = field(hash=False)
     seconds: float
     """About how long it takes, to begin with."""
-    http_only: bool = False
+    only: tuple[str, ...] = ()
+    """The peers that are asked for it; all that do the work unless told."""
     larger_than: str = ""
     """The label of the smaller case that a peer must have done quickly."""
 
@@ -46,13 +62,20 @@ FULL = (
         "32 connections, due within 5 s",
         {"seconds": 4, "connections": 32, "near": True},
         14,
-        http_only=True,
+        only=(OURS, BARE_ROUTE, TUTORIAL),
     ),
     Case(BATCH, "batches of 1,000", {"seconds": 5}, 10),
     Case(BURST, "10,000", {"tasks": 10_000}, 20),
     Case(BURST, "60,000", {"tasks": 60_000}, 50, larger_than="10,000"),
     Case(LATENESS, "200 a second", {"rate": 200, "seconds": 20}, 40),
     Case(LATENESS, "1,000 a second", {"rate": 1_000, "seconds": 20}, 50),
+    Case(
+        LATENESS,
+        "200 a second, each created 3 s before",
+        {"rate": 200, "seconds": 20, "ahead": 3.0},
+        35,
+        only=_AT_THE_INSTANT,
+    ),
     Case(PENDING, "0", {"tasks": 0, "rate": 200, "seconds": 10}, 25),
     Case(PENDING, "100,000", {"tasks": 100_000, "rate": 200, "seconds": 10}, 35),
     Case(PENDING, "1,000,000", {"tasks": 1_000_000, "rate": 200, "seconds": 10}, 70),
@@ -66,6 +89,13 @@ QUICK = (
     Case(BATCH, "batches of 1,000", {"seconds": 2}, 6),
     Case(BURST, "2,000", {"tasks": 2_000}, 12),
     Case(LATENESS, "200 a second", {"rate": 200, "seconds": 3}, 14),
+    Case(
+        LATENESS,
+        "200 a second, each created 3 s before",
+        {"rate": 200, "seconds": 3, "ahead": 3.0},
+        14,
+        only=_AT_THE_INSTANT,
+    ),
     Case(PENDING, "0", {"tasks": 0, "rate": 100, "seconds": 2}, 15),
     Case(PENDING, "10,000", {"tasks": 10_000, "rate": 100, "seconds": 2}, 17),
     Case(SEVERAL, "1 instance", {"tasks": 2_000, "instances": 1}, 14),
@@ -89,7 +119,7 @@ def steps(
 
 def fits(case: Case, peer: Peer) -> bool:
     """Whether a peer can do it at all, within bounds."""
-    if case.http_only and not peer.http:
+    if case.only and peer.key not in case.only:
         return False
     preloaded = case.arguments["tasks"] if case.work == PENDING else 0
     return peer.key == OURS or bool(

@@ -71,7 +71,8 @@ SECTIONS = (
     Section(
         LATENESS,
         "Lateness: start minus due",
-        "At even times for some seconds; all are stored before. The CPU time is that of the "
+        "At even times for some seconds; all are stored before, or (for those that do not poll) "
+        "each is created one by one 3 s before its time while the others run. The CPU time is that of the "
         "worker's processes, without PostgreSQL's and Redis'.",
         (
             Column("p99_ms", "p99, ms", 1, spread=True),
@@ -89,7 +90,7 @@ SECTIONS = (
         "Start-up until it says that it works, its memory 3 s later, and lateness at a low rate.",
         (
             Column("startup_s", "start-up, s", 2, spread=True),
-            Column("memory_mb", "memory, MB"),
+            Column("memory_mb", "memory, MB", spread=True),
             Column("p50_ms", "lateness p50, ms", 1),
             Column("p99_ms", "lateness p99, ms", 1),
         ),
@@ -99,11 +100,13 @@ SECTIONS = (
         SEVERAL,
         "Several instances on one burst",
         "On a PostgreSQL that the benchmark starts itself, with pg_stat_statements. Statements are "
-        "counted without BEGIN and COMMIT, from just before the instant until all is recorded.",
+        "counted without BEGIN and COMMIT, from just before the instant until all is recorded; "
+        "“inner” ones are those that functions and foreign keys run inside the server.",
         (
             Column("per_s", "tasks/s", spread=True),
             Column("once_started_per_s", "once started, tasks/s"),
-            Column("statements_per_task", "statements a task", 2),
+            Column("statements_per_task", "statements a task", 3),
+            Column("inner_per_task", "inner ones", 2),
             Column("transactions_per_task", "COMMITs a task", 3),
             Column("wal_bytes_per_task", "WAL a task, bytes"),
             Column("never", "never"),

@@ -101,6 +101,7 @@ def statement_counter(server: Engine, database: str) -> Callable[[int], dict[str
             done = connection.execute(_STATEMENTS, {"name": database}).one()
         return {
             "statements_per_task": int(done.statements) / tasks,
+            "inner_per_task": int(done.inside) / tasks,
             "transactions_per_task": int(done.transactions) / tasks,
             "wal_bytes_per_task": float(written) / tasks,
         }
@@ -112,10 +113,13 @@ _WAL = text("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
 _STATEMENTS = text(
     """
     SELECT
-        coalesce(sum(calls) FILTER (WHERE query !~* '^ *(begin|commit|rollback|start)'), 0)
-            AS statements,
+        coalesce(sum(calls) FILTER (WHERE toplevel AND NOT control), 0) AS statements,
+        coalesce(sum(calls) FILTER (WHERE NOT toplevel), 0) AS inside,
         coalesce(sum(calls) FILTER (WHERE query ~* '^ *commit'), 0) AS transactions
-    FROM pg_stat_statements JOIN pg_database ON pg_database.oid = dbid
+    FROM (
+        SELECT *, query ~* '^ *(begin|commit|rollback|start transaction)' AS control
+        FROM pg_stat_statements JOIN pg_database ON pg_database.oid = dbid
+    ) AS seen
     WHERE datname = :name
     """
 )

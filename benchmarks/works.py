@@ -89,22 +89,31 @@ def several(arena: Arena, tasks: int, instances: int) -> Figures:
     return burst(arena, tasks, instances)
 
 
-def lateness(arena: Arena, rate: int, seconds: float) -> Figures:
-    """Have tasks due at even times, all stored before; start minus due."""
+def lateness(arena: Arena, rate: int, seconds: float, ahead: float = 0.0) -> Figures:
+    """Have tasks due at even times; start minus due.
+
+    All are stored before; or, with `ahead`, each is created so many seconds before it is due.
+    """
     with arena.program() as program:
         program.work()
-        return _lateness(arena, program, rate, seconds)
+        return _lateness(arena, program, rate, seconds, ahead)
 
 
-def _lateness(arena: Arena, program: Program, rate: int, seconds: float) -> Figures:
+def _lateness(
+    arena: Arena, program: Program, rate: int, seconds: float, ahead: float = 0.0
+) -> Figures:
     number = round(rate * seconds)
-    begin = time.time() + LEAD_SECONDS + number / arena.peer.store_rate
+    begin = time.time() + LEAD_SECONDS + (0 if ahead else number / arena.peer.store_rate)
     due = [begin + place / rate for place in range(number)]
-    program.ask("store", timeout=STORE_SECONDS, first=0, due=due)
-    if time.time() > begin - 1:
-        raise PeerFailed(f"could not store {number:,} tasks in time")
-    _sleep_until(begin - 0.5)
     before = program.cpu_seconds()
+    if ahead:
+        program.ask("feed", timeout=STORE_SECONDS, first=0, due=due, ahead=ahead)
+    else:
+        program.ask("store", timeout=STORE_SECONDS, first=0, due=due)
+        if time.time() > begin - 1:
+            raise PeerFailed(f"could not store {number:,} tasks in time")
+        _sleep_until(begin - 0.5)
+        before = program.cpu_seconds()
     ledger.wait_for(arena.ledger, number, begin - time.time() + seconds + RUN_SECONDS, begin)
     used = program.cpu_seconds() - before
     starts = ledger.read(arena.ledger)

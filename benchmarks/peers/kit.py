@@ -116,6 +116,19 @@ class Peer:
             pool.shutdown()
         return figures(taken, time.perf_counter() - begin)
 
+    async def feed(self, first: int, due: Sequence[float], ahead: float) -> None:
+        """Enqueue one by one, each `ahead` seconds before it is due, while earlier ones run."""
+        pool = ThreadPoolExecutor(1) if self.threads else None
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            for number, moment in enumerate(due, first):
+                await asyncio.sleep(max(0.0, moment - ahead - time.time()))
+                create = self.create_one(number, moment)
+                if pool is None:
+                    group.create_task(create)
+                else:
+                    await loop.run_in_executor(pool, asyncio.run, create)
+
     async def batch(self, seconds: float, due: float) -> Answer:
         """Enqueue batches of SIZE, one after the other, for some seconds."""
         taken: list[float] = []

@@ -39,6 +39,15 @@ class HttpPeer(Peer):
     """A service with `POST /tasks`; `url` is set once it works."""
 
     url = ""
+    _idle: "list[Connection] | None" = None
+
+    async def create_one(self, number: int, due: float) -> None:
+        """Post one, over a connection that is idle."""
+        if self._idle is None:
+            self._idle = []
+        connection = self._idle.pop() if self._idle else Connection(self.url)
+        await connection.post("/tasks", body(number, due))
+        self._idle.append(connection)
 
     async def create(self, seconds: float, connections: int, due: float, step: float) -> Answer:
         """Post for some seconds."""
@@ -125,28 +134,32 @@ class Connection:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def __aenter__(self) -> "Connection":
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._writer.close()
+        if self._streams is not None:
+            self._streams[1].close()
 
     async def post(self, path: str, content: bytes) -> bytes:
         """Post JSON and return the answer's body."""
-        self._writer.write(
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        writer.write(
             f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
-        head = await self._reader.readuntil(b"\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
         status = int(head.split(None, 2)[1])
         length = 0
         for line in head.lower().splitlines():
             if line.startswith(b"content-length:"):
                 length = int(line.split(b":")[1])
-        answer = await self._reader.readexactly(length)
+        answer = await reader.readexactly(length)
         if not 200 <= status < 300:
             raise NotCreated(status, answer)
         return answer
