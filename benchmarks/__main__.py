@@ -38,14 +38,16 @@ def main() -> None:
     sqlite = options.db_url == "sqlite"
     servers = Servers(None if sqlite else options.db_url, options.redis_url or None)
     peers = [peer for peer in chosen(options.peers) if peer.sqlite or not sqlite]
-    cases = plan.QUICK if options.quick else plan.FULL
+    known = plan.QUICK if options.quick else plan.FULL
+    cases = [case for case in known if options.cases is None or case.label in options.cases]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     runner = Runner(servers, raw)
     sys.stderr.write("Preparing the peers (the first time this takes some minutes) …\n")
     runner.prepare(peers)
     steps = plan.steps(cases, peers, options.works, options.runs)
     found = runner.take_all(steps)
-    whole = not (options.quick or options.peers or sqlite) and options.works == list(WORKS)
+    partial = options.quick or options.peers or options.cases or sqlite
+    whole = not partial and options.works == list(WORKS)
     print(write(found, options.output or (ROOT / "docs" if whole else HOME / "report")))
 
 
@@ -55,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     names = [peer.key for peer in PEERS]
     made.add_argument("--peers", nargs="+", choices=names, help="default: all")
+    made.add_argument("--cases", nargs="+", metavar="LABEL", help='such as "10,000"; default: all')
     made.add_argument("--runs", type=int, default=3)
     made.add_argument("--quick", action="store_true", help="small sizes: does it work at all?")
     made.add_argument(

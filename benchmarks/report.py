@@ -72,8 +72,8 @@ SECTIONS = (
         LATENESS,
         "Lateness: start minus due",
         "At even times for some seconds; all are stored before, or (for those that do not poll) "
-        "each is created one by one 3 s before its time while the others run. The CPU time is that of the "
-        "worker's processes, without PostgreSQL's and Redis'.",
+        "each is created one by one 3 s before its time while the others run. The CPU time is that "
+        "of the worker's processes, without PostgreSQL's and Redis'.",
         (
             Column("p99_ms", "p99, ms", 1, spread=True),
             Column("p50_ms", "p50, ms", 1),
