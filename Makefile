@@ -43,7 +43,7 @@ lock: $(BIN)/python  ## write requirements.txt anew from pyproject.toml: the new
 	@$(BIN)/python .ci/lock
 
 clean:  ## remove .venv and whatever the tools left (never a database)
-	rm -rf .venv .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .bench .coverage .coverage.* htmlcov .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find job_scheduler tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Both marks lie inside .venv, so they vanish with it, and are older than a changed lock.

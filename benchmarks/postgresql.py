@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.servers import NoServer
@@ -38,11 +38,12 @@ def own_postgresql() -> Iterator[str]:
         run = [str(programs / "initdb"), "-D", str(data), "-U", "postgres", "--encoding=UTF8"]
         _run([*run, "--no-locale", "--auth=trust"], account, home)
         log = str(home / "log")
-        _run([*control, "-l", log, "-o", options, "start"], account, home)
         try:
+            _run([*control, "-l", log, "-o", options, "start"], account, home)
             yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
         finally:
-            _run([*control, "-m", "immediate", "stop"], account, home)
+            with suppress(NoServer):  # it has not even started
+                _run([*control, "-m", "immediate", "stop"], account, home)
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
