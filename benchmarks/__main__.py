@@ -23,10 +23,21 @@ DB_URL = "postgresql+psycopg2://postgres@127.0.0.1/postgres"
 REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
+RAW = HOME / "results.json"
+
+
 def main() -> None:
     """Measure, or make the report again."""
     options = parser().parse_args()
-    raw = HOME / "results.json"
+    try:
+        run(options)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped. What was measured until now: --report {RAW}\n")
+        raise SystemExit(130) from None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the options say."""
     if options.report:
         print(write(Results.load(options.report), options.output or ROOT / "docs"))
         return
@@ -41,7 +52,7 @@ def main() -> None:
     known = plan.QUICK if options.quick else plan.FULL
     cases = [case for case in known if options.cases is None or case.label in options.cases]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    runner = Runner(servers, raw)
+    runner = Runner(servers, RAW)
     sys.stderr.write("Preparing the peers (the first time this takes some minutes) …\n")
     runner.prepare(peers)
     steps = plan.steps(cases, peers, options.works, options.runs)

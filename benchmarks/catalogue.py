@@ -37,7 +37,6 @@ class Peer:
     redis: bool = False
     sqlite: bool = False
     floor: bool = False
-
     home: str = ""
     """The key of the peer whose environment it shares."""
     version: str = ""
@@ -97,6 +96,7 @@ PEERS: tuple[Peer, ...] = (
         (CREATE, BURST, LATENESS),
         "AsyncIOScheduler and AsyncIOExecutor, `misfire_grace_time=None`; enqueues in its own loop",
         ("apscheduler>=3.11,<4", "sqlalchemy>=2,<3", "psycopg2-binary"),
+        store_rate=800,
     ),
     Peer(
         PROCRASTINATE,

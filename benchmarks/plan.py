@@ -23,7 +23,7 @@ from benchmarks.catalogue import (
 )
 
 PRELOAD_SECONDS = 100.0
-"""A peer that would take longer to store what is to be pending is not asked for it."""
+"""A peer that would take longer to store the tasks is not asked for so many."""
 SLOW_SECONDS = 20.0
 """A peer that took longer for the small burst is spared the large one."""
 
@@ -121,7 +121,5 @@ def fits(case: Case, peer: Peer) -> bool:
     """Whether a peer can do it at all, within bounds."""
     if case.only and peer.key not in case.only:
         return False
-    preloaded = case.arguments["tasks"] if case.work == PENDING else 0
-    return peer.key == OURS or bool(
-        preloaded / (peer.bulk_rate or peer.store_rate) <= PRELOAD_SECONDS
-    )
+    stored = case.arguments.get("tasks", 0)
+    return peer.key == OURS or bool(stored / (peer.bulk_rate or peer.store_rate) <= PRELOAD_SECONDS)

@@ -57,7 +57,8 @@ SECTIONS = (
         "the last one is recorded as finished; “once started” counts from the first start, and "
         "so leaves out what a peer waits until its next poll. A task that has not run exactly "
         "once is counted under “never” or “twice”; where some never ran, the time is that of the "
-        "last start.",
+        "last start. A peer that needs more than 100 s to store the tasks, or more than 20 s for "
+        "the small burst, is not asked for the large one.",
         (
             Column("per_s", "tasks/s", spread=True),
             Column("once_started_per_s", "once started, tasks/s"),
@@ -87,7 +88,8 @@ SECTIONS = (
     Section(
         PENDING,
         "Pending: many tasks that are due in a year",
-        "Start-up until it says that it works, its memory 3 s later, and lateness at a low rate.",
+        "Start-up until it says that it works, its memory 3 s later, and lateness at 200 a second. "
+        "A peer that needs more than 100 s to store so many is not asked for them.",
         (
             Column("startup_s", "start-up, s", 2, spread=True),
             Column("memory_mb", "memory, MB", spread=True),
