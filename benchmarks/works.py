@@ -12,7 +12,7 @@ from benchmarks.programs import PeerFailed, Program
 Figures = dict[str, float | str]
 YEAR = 365 * 86_400.0
 WARM_UP_SECONDS = 1.0
-LEAD_SECONDS = 4.0
+LEAD_SECONDS = 5.0
 """How long before the first instant all is stored, so that each peer has seen what comes."""
 RUN_SECONDS = 240.0
 STORE_SECONDS = 400.0
@@ -55,6 +55,7 @@ def burst(arena: Arena, tasks: int, instances: int = 1) -> Figures:
             program.work()
         due = time.time() + ahead
         answer = first.ask("store", timeout=STORE_SECONDS, first=0, due=[due] * tasks)
+        arena.settle()
         if time.time() > due - 1:
             raise PeerFailed(f"could not store {tasks:,} tasks within {ahead:.0f} s")
         _sleep_until(due - 0.5)
@@ -110,6 +111,7 @@ def _lateness(
         program.ask("feed", timeout=STORE_SECONDS, first=0, due=due, ahead=ahead)
     else:
         program.ask("store", timeout=STORE_SECONDS, first=0, due=due)
+        arena.settle()
         if time.time() > begin - 1:
             raise PeerFailed(f"could not store {number:,} tasks in time")
         _sleep_until(begin - 0.5)
@@ -127,7 +129,7 @@ def pending(arena: Arena, tasks: int, rate: int, seconds: float) -> Figures:
         with arena.program() as storing:
             later = time.time() + YEAR
             storing.ask("preload", timeout=STORE_SECONDS, number=tasks, due=later)
-        arena.settle()
+        arena.settle_bulk()
     begin = time.monotonic()
     with arena.program() as program:
         program.work()
