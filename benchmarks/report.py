@@ -53,12 +53,12 @@ SECTIONS = (
     Section(
         BURST,
         "Burst: many due at one instant",
-        "All are stored before (and ANALYZE is run), then the instant comes. “tasks/s” counts from that "
-        "instant until the last one is recorded as finished; “once started” counts from the first start, and "
-        "so leaves out what a peer waits until its next poll. A task that has not run exactly "
-        "once is counted under “never” or “twice”; where some never ran, the time is that of the "
-        "last start. A peer that needs more than 100 s to store the tasks, or more than 20 s for "
-        "the small burst, is not asked for the large one.",
+        "All are stored before (and ANALYZE is run), then the instant comes. “tasks/s” counts "
+        "from that instant until the last one is recorded as finished; “once started” counts from "
+        "the first start, and so leaves out what a peer waits until its next poll. A task that "
+        "has not run exactly once is counted under “never” or “twice”; where some never ran, the "
+        "time is that of the last start. A peer that needs more than 100 s to store the tasks, "
+        "or more than 20 s for the small burst, is not asked for the large one.",
         (
             Column("per_s", "tasks/s", spread=True),
             Column("once_started_per_s", "once started, tasks/s"),
