@@ -121,23 +121,31 @@ class Protocol(RuleBasedStateMachine):
     @initialize(target=made, max_attempts=st.integers(1, 3), on_crash=st.sampled_from(ON_CRASH))
     def first_start(self, max_attempts: int, on_crash: str | None) -> str:
         """The service is up with two of three instances, and something is due."""
-        for one in self.all[:2]:
-            one.boot()
-        self.all[0].decide(RecoverPastTasks.Run)
-        for one in self.all[:2]:
-            one.heart.beat()
-        self.all[1].decide(RecoverPastTasks.Run)
+        for number in (0, 1):
+            self.come_up(number, RecoverPastTasks.Run, looks=2)
+        assert self.can_work(0)
+        assert self.can_work(1)
         created: str = self.create(True, max_attempts, on_crash)  # type: ignore[assignment]
         return created
 
-    @rule(number=numbers, policy=st.sampled_from(RecoverPastTasks))
-    def come_up(self, number: int, policy: RecoverPastTasks) -> None:
-        """A process starts, or one that is starting draws its conclusion."""
+    @rule(number=numbers, policy=st.sampled_from(RecoverPastTasks), looks=st.integers(0, 2))
+    def come_up(self, number: int, policy: RecoverPastTasks, looks: int) -> None:
+        """A process starts, and looks at the others, whose hearts beat, to draw its conclusion."""
         one = self.all[number]
         if not one.is_up:
             one.boot()
-        if not one.is_alive and not one.is_away:
-            one.decide(policy)
+        for _ in range(looks):
+            if one.is_up and not one.is_alive and not one.is_away:
+                one.decide(policy)
+                for other in range(NUMBER):
+                    self.beat(other)
+
+    @rule()
+    def all_come_up(self) -> None:
+        """Whoever is down starts, and the database is there for all."""
+        for number, one in enumerate(self.all):
+            one.is_away = False
+            self.come_up(number, RecoverPastTasks.Run, looks=2)
 
     @rule(number=numbers)
     def crash(self, number: int) -> None:
@@ -344,9 +352,7 @@ class Protocol(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """Heal everything, let all runs end, and run what is left."""
-        for number, one in enumerate(self.all):
-            one.is_away = False
-            self.come_up(number, RecoverPastTasks.Run)
+        self.all_come_up()
         for _ in range(60):
             self.world.now += 1.0
             for number in range(NUMBER):
@@ -354,7 +360,7 @@ class Protocol(RuleBasedStateMachine):
                     self.all[number].heart.beat()
                     self.look(number)
                 else:
-                    self.come_up(number, RecoverPastTasks.Run)
+                    self.come_up(number, RecoverPastTasks.Run, looks=1)
         for one in self.all:
             self.end_all(one)
         for task_id in self.world.tasks:
