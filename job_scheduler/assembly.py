@@ -14,7 +14,8 @@ from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock, SystemClock
 from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState
-from job_scheduler.core import instances, store
+from job_scheduler.core import instances
+from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.dispatcher import Dispatcher, Lane
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.modules import import_task_modules
@@ -29,6 +30,7 @@ from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.retention import Retention
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.stall import StallWatch
+from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.core.timekeeping import build_clock
@@ -103,9 +105,9 @@ async def start(
     stack.push_async_callback(lock.close)
 
     async def create(
-        new: Sequence[store.NewTask],
-    ) -> list[store.TaskRow | TaskConflict]:
-        return await database.write(store.create_tasks, new)
+        new: Sequence[NewTask],
+    ) -> list[TaskRow | TaskConflict]:
+        return await database.write(create_tasks, new)
 
     wall = SystemClock(scheduler.timezone)  # as APScheduler reads it
     timer = Timer(scheduler, wall, clock, fire=lambda due: dispatcher.offer(due))

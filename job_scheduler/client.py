@@ -24,10 +24,11 @@ from sqlalchemy.orm import Session, scoped_session
 from job_scheduler import strict_json
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import BODY_MAX_BYTES, CHANNEL
+from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
 from job_scheduler.core.models import NOW_SQL, database_now
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.core.store import NewTask, TaskRow, create_tasks, tasks
+from job_scheduler.core.store import TaskRow, tasks
 from job_scheduler.exceptions import InvalidBody, TaskConflict
 from job_scheduler.identifiers import new_task_id
 
@@ -74,14 +75,7 @@ def enqueue(
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
     )
-    new = NewTask(
-        wanted.task_id or new_task_id(SystemClock().now()),
-        wanted.name,
-        wanted.run_at,
-        wanted.payload,
-        wanted.max_attempts,
-        wanted.on_crash,
-    )
+    new = NewTask.of(wanted, wanted.task_id or new_task_id(SystemClock().now()))
     stored = _insert(connection, new, any_time=run_at is None)
     if notify and connection.dialect.name == "postgresql":
         connection.execute(_NOTIFY, {"channel": CHANNEL, "run_at": stored["run_at"]})

@@ -8,6 +8,7 @@ from fastapi import Depends, Path, Request
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
+from job_scheduler.core.creation import NewTask
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.handlers.registry import HandlerRegistry
@@ -15,7 +16,7 @@ from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.release import Release
 from job_scheduler.core.shutdown import Shutdown
-from job_scheduler.core.store import NewTask, TaskRow
+from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database

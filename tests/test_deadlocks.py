@@ -15,11 +15,12 @@ from sqlalchemy.engine import ExceptionContext, make_url
 from job_scheduler.constants import InstanceState
 from job_scheduler.core import claims, instances
 from job_scheduler.core.claims import Claim, ClaimRequest
+from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.instances import Member
 from job_scheduler.core.outcomes import Succeeded, decide
 from job_scheduler.core.records import Record, record
 from job_scheduler.core.rescue import rescue_orphans
-from job_scheduler.core.store import NewTask, TaskRow, cancel_task, create_tasks
+from job_scheduler.core.store import TaskRow, cancel_task
 from job_scheduler.database import Database
 from job_scheduler.exceptions import (
     CommitOutcomeUnknown,

@@ -28,10 +28,11 @@ from sqlalchemy import event, select, text
 
 from job_scheduler.constants import TRANSITIONS, RecoverPastTasks, TaskStatus
 from job_scheduler.core import store as statements
+from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.instances import instances
 from job_scheduler.core.outcomes import CutOff, Failed
 from job_scheduler.core.records import task_runs
-from job_scheduler.core.store import NewTask, create_tasks, tasks
+from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound
 from job_scheduler.identifiers import new_token

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class HandDriven:
         self.state = STATE_STOPPED
         self.jobs: dict[str, tuple[Callable[..., Any], list[Any], dict[str, Any]]] = {}
         self.refusal: Exception | None = None
+        self.most: float = math.inf
 
     def start(self) -> None:
         """Run."""
@@ -67,6 +69,8 @@ class HandDriven:
         """Take a job."""
         if self.refusal is not None:
             raise self.refusal
+        if len(self.jobs) >= self.most:
+            raise RuntimeError("full")
         assert more["id"] not in self.jobs
         self.jobs[more["id"]] = (func, args, more | {"at": trigger.run_date})
 
@@ -404,6 +408,27 @@ def test_reservation_is_refused_when_the_scheduler_cannot_take_it(bench: Bench) 
         entered = True
     assert not entered
     assert bench.held() == (0, 0)
+
+
+def test_many_are_reserved_together(bench: Bench) -> None:
+    now, soon, later, distant = due(0), due(1), due(2), due(60)
+    with bench.timer.reserved(later, soon, now, distant):
+        assert bench.held() == (3, 2)
+        bench.clock.instant += timedelta(seconds=1)
+        bench.fire_all()
+        assert bench.fired == []
+    assert bench.fired == [soon, now]
+    assert bench.held() == (1, 1)
+
+
+def test_of_many_none_is_reserved_when_one_cannot_be(bench: Bench) -> None:
+    entered = False
+    bench.scheduler.most = 2
+    with pytest.raises(SchedulerUnavailable), bench.timer.reserved(due(0), due(1), due(2), due(3)):
+        entered = True
+    assert not entered
+    assert bench.held() == (0, 0)
+    assert bench.fired == []
 
 
 # ---------------------------------------------------------------------- withdrawn

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
 
 from job_scheduler.chaos.proxy import Proxy
+from job_scheduler.core.creation import create_tasks
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.store import create_tasks
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
 from job_scheduler.identifiers import new_token
 from tests.conftest import POSTGRESQL

@@ -13,10 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus, UnknownTasks
 from job_scheduler.core import store
+from job_scheduler.core.creation import NewTask
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
 from job_scheduler.core.idempotency import IdempotencyKeyDep
 from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate
-from job_scheduler.core.store import DueTask, NewTask, TaskRow
+from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
@@ -83,14 +84,7 @@ async def create_task(
         raise UnknownTaskName(wanted.name, registry.names())
     chosen_id = wanted.task_id if key is None else task_id_of_key(key)
     task_id = chosen_id or new_task_id(services.clock.now())
-    new = NewTask(
-        task_id,
-        wanted.name,
-        wanted.run_at,
-        wanted.payload,
-        wanted.max_attempts,
-        wanted.on_crash,
-    )
+    new = NewTask.of(wanted, task_id)
     try:
         with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
             stored = await services.creates.submit(new)

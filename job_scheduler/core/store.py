@@ -1,38 +1,23 @@
-"""The statements that create, list, show and cancel tasks, and find what is due.
+"""The statements that list, show and cancel tasks, and find what is due.
 
 Each function works inside the transaction of the connection that it is given.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, select, text, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 
-from job_scheduler import strict_json
-from job_scheduler.constants import OnCrash, TaskStatus
+from job_scheduler.constants import TaskStatus
 from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime
-from job_scheduler.exceptions import TaskConflict, TaskNotCancellable, TaskNotFound
+from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound
 
 tasks = cast("Table", ScheduledTask.__table__)
 SHOWN = [column for column in tasks.c if column.name != "claim_token"]
 """What a caller may see of a task: all but the token that guards its result."""
 
 TaskRow = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class NewTask:
-    """A task as its caller wants it; `run_at` is aware."""
-
-    task_id: str
-    name: str
-    run_at: datetime
-    payload: dict[str, Any] | None
-    max_attempts: int = 1
-    on_crash: OnCrash | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,56 +27,6 @@ class DueTask:
     due: datetime
     task_id: str
     name: str
-
-
-def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow | TaskConflict]:
-    """Insert tasks; return, in the same order, each as stored.
-
-    A task whose id exists already is not inserted again: the answer is the present one when
-    it was made by the same request, else ``TaskConflict``.
-    """
-    stored: dict[str, TaskRow] = {}
-    # As a rule once. A task that another transaction deletes between the two statements is
-    # neither inserted nor found: its id is free again.
-    while missing := [task for task in new if task.task_id not in stored]:
-        stored |= _insert_or_find(connection, missing)
-    return [
-        row if _is_as_wanted(row := stored[task.task_id], task) else TaskConflict(task.task_id)
-        for task in new
-    ]
-
-
-def _insert_or_find(connection: Connection, new: Sequence[NewTask]) -> dict[str, TaskRow]:
-    """Return, by their ids, the tasks that were inserted or there already."""
-    values = [
-        {
-            "task_id": task.task_id,
-            "name": task.name,
-            "run_at": task.run_at,
-            "payload": task.payload,
-            "max_attempts": task.max_attempts,
-            "on_crash": task.on_crash,
-        }
-        # In order: two batches with the same ids would else wait for each other.
-        for task in sorted(new, key=lambda task: task.task_id)
-    ]
-    insert_into = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert_into(tasks).on_conflict_do_nothing().returning(*SHOWN)
-    stored = {row.task_id: dict(row._mapping) for row in connection.execute(statement, values)}
-    missing = [task.task_id for task in new if task.task_id not in stored]
-    if missing:
-        rows = connection.execute(select(*SHOWN).where(tasks.c.task_id.in_(missing)))
-        stored |= {row.task_id: dict(row._mapping) for row in rows}
-    return stored
-
-
-def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
-    return (
-        task.name == row["name"]
-        and task.run_at == row["run_at"]
-        and strict_json.same(task.payload, row["payload"])
-        and (task.max_attempts, task.on_crash) == (row["max_attempts"], row["on_crash"])
-    )
 
 
 def get_task(connection: Connection, task_id: str) -> TaskRow:

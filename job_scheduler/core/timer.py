@@ -92,37 +92,50 @@ class Timer:
         self._held.clear()
 
     @contextmanager
-    def reserved(self, task: DueTask) -> Iterator[None]:
-        """Hold a task that is about to be committed: it fires only when the block has ended well.
+    def reserved(self, *tasks: DueTask) -> Iterator[None]:
+        """Hold tasks that are about to be committed: they fire only when the block has ended well.
 
         A task beyond the lookahead (or one too many for memory) is left to the sweep, one that
         is held already is left alone.
 
         Raises:
-            SchedulerUnavailable: APScheduler does not run or refuses; the block was not entered.
+            SchedulerUnavailable: APScheduler does not run or refuses; none is held, and the
+                block was not entered.
         """
         if not self.running:
             raise SchedulerUnavailable("APScheduler is not running")
+        reserved: list[DueTask] = []
+        try:
+            # One by one: when one is refused, those before it are in the list.
+            reserved.extend(task for task in tasks if self._reserve(task))
+            yield
+        except BaseException:
+            for task in reserved:
+                self._reserved.discard(task.task_id)
+                with suppress(SchedulerUnavailable):  # Its job will find that it does not exist.
+                    self._remove(task.task_id)
+            raise
+        due = []
+        for task in reserved:
+            self._reserved.discard(task.task_id)
+            slot = self._slots.get(_instant(task))
+            if slot is None or task.task_id not in slot.tasks:
+                # It was due at once, or its instant has passed during the commit.
+                self._held.pop(task.task_id, None)
+                due.append(task)
+        if due:
+            self._fire(due)
+
+    def _reserve(self, task: DueTask) -> bool:
+        """Hold a task that is not to be fired yet; tell whether this is its place."""
         now = self._clock.now()
         if task.task_id in self._held or task.due > now + LOOKAHEAD or len(self) >= HELD_MAX:
-            yield
-            return
+            return False
         if task.due > now:
             self._add(task)
         self._held[task.task_id] = task
         self._reserved.add(task.task_id)
-        try:
-            yield
-        except BaseException:
-            self._reserved.discard(task.task_id)
-            self._remove(task.task_id)
-            raise
-        self._reserved.discard(task.task_id)
-        slot = self._slots.get(_instant(task))
-        if slot is None or task.task_id not in slot.tasks:
-            # It was due at once, or its instant has passed during the commit.
-            self._held.pop(task.task_id, None)
-            self._fire([task])
+        return True
 
     def register(self, task: DueTask) -> None:
         """Hold a committed task until it is due; one that is due now is fired at once.

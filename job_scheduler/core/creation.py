@@ -1,0 +1,180 @@
+"""The statement that creates tasks: any number of them in one INSERT.
+
+The tasks are passed as one JSON parameter, so that the statement's text never changes and the
+database takes them apart. Asked back is only what the database itself decides.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Result, select, text
+
+from job_scheduler import strict_json
+from job_scheduler.constants import OnCrash
+from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.exceptions import TaskConflict
+
+_FETCHED_AT_ONCE = 500
+"""Rows that the driver makes in one go: it lets no other thread run meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task as its caller wants it; `run_at` is aware."""
+
+    task_id: str
+    name: str
+    run_at: datetime
+    payload: dict[str, Any] | None
+    max_attempts: int = 1
+    on_crash: OnCrash | None = None
+
+    @classmethod
+    def of(cls, wanted: TaskCreate, task_id: str) -> "NewTask":
+        """Return the task that a request asks for, under an id of our choice."""
+        return cls(
+            task_id,
+            wanted.name,
+            wanted.run_at,
+            wanted.payload,
+            wanted.max_attempts,
+            wanted.on_crash,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What became of new tasks: an answer for each, in their order, and how many were inserted."""
+
+    answers: list[TaskRow | TaskConflict]
+    inserted: int
+
+
+def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow | TaskConflict]:
+    """Insert tasks; return, in the same order, each as stored.
+
+    A task whose id exists already is not inserted again: the answer is the present one when
+    it was made by the same request, else ``TaskConflict``.
+    """
+    return create_or_find(connection, new).answers
+
+
+def create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:
+    """Do what ``create_tasks`` does, and tell how many were inserted."""
+    # Of several with one id the first is inserted; the others are compared with it.
+    first = {task.task_id: task for task in reversed(new)}
+    inserted: dict[str, TaskRow] = {}
+    present: dict[str, TaskRow] = {}
+    missing = list(first.values())
+    # As a rule once. A task that another transaction deletes between the two statements is
+    # neither inserted nor found: its id is free again.
+    while missing:
+        inserted |= _insert(connection, missing)
+        present |= _find(
+            connection, [task.task_id for task in missing if task.task_id not in inserted]
+        )
+        missing = [
+            task for task in missing if task.task_id not in inserted and task.task_id not in present
+        ]
+    stored = inserted | present
+
+    def answer(task: NewTask) -> TaskRow | TaskConflict:
+        row = stored[task.task_id]
+        is_ours = task is first[task.task_id] and task.task_id in inserted
+        return row if is_ours or _is_as_wanted(row, task) else TaskConflict(task.task_id)
+
+    return Created([answer(task) for task in new], len(inserted))
+
+
+def _insert(connection: Connection, new: Iterable[NewTask]) -> dict[str, TaskRow]:
+    """Insert those whose ids are free; return these, by their ids."""
+    dialect = connection.dialect.name
+    # In order: two batches with the same ids would else wait for each other.
+    asked = [_members(task) for task in sorted(new, key=lambda task: task.task_id)]
+    given = [members | {"run_at": _written(members["run_at"], dialect)} for members in asked]
+    decided = _by_id(connection.execute(_INSERT[dialect], {"given": strict_json.dumps(given)}))
+    return {
+        task_id: _UNSET | members | decided[task_id]
+        for members in asked
+        if (task_id := members["task_id"]) in decided
+    }
+
+
+def _find(connection: Connection, ids: Sequence[str]) -> dict[str, TaskRow]:
+    if not ids:
+        return {}
+    return _by_id(connection.execute(select(*SHOWN).where(tasks.c.task_id.in_(ids))))
+
+
+def _by_id(result: Result[Any]) -> dict[str, TaskRow]:
+    names = tuple(result.keys())
+    parts = result.partitions(_FETCHED_AT_ONCE)
+    rows = [dict(zip(names, row, strict=True)) for part in parts for row in part]
+    return {row["task_id"]: row for row in rows}
+
+
+def _members(task: NewTask) -> dict[str, Any]:
+    return {
+        "task_id": task.task_id,
+        "name": task.name,
+        "run_at": task.run_at.astimezone(UTC),
+        "payload": task.payload,
+        "max_attempts": task.max_attempts,
+        "on_crash": task.on_crash,
+    }
+
+
+def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
+    return (
+        task.name == row["name"]
+        and task.run_at == row["run_at"]
+        and strict_json.same(task.payload, row["payload"])
+        and (task.max_attempts, task.on_crash) == (row["max_attempts"], row["on_crash"])
+    )
+
+
+def _written(moment: datetime, dialect: str) -> str:
+    """Return an instant in UTC as the database takes it."""
+    if dialect == "sqlite":
+        return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return moment.isoformat()
+
+
+_GIVEN = {
+    "postgresql": (
+        "json_to_recordset(CAST(:given AS json)) AS given(task_id uuid, name text, "
+        "run_at timestamptz, payload json, max_attempts integer, on_crash text)"
+    ),
+    "sqlite": (
+        "(SELECT json_extract(value, '$.task_id') AS task_id, "
+        "json_extract(value, '$.name') AS name, json_extract(value, '$.run_at') AS run_at, "
+        "json_extract(value, '$.payload') AS payload, "
+        "json_extract(value, '$.max_attempts') AS max_attempts, "
+        "json_extract(value, '$.on_crash') AS on_crash FROM json_each(:given)) AS given"
+    ),
+}
+_UNSET = {column.name: None for column in SHOWN}
+_DECIDED = {
+    column.name: column.type
+    for column in SHOWN
+    if column.server_default is not None and not column.primary_key
+}
+"""What the database decides, unless it is given."""
+
+
+def _insert_statement(dialect: str) -> Any:
+    # WHERE true: SQLite would else take the ON for the condition of a join.
+    return text(
+        f"""INSERT INTO scheduled_tasks (task_id, name, run_at, payload, max_attempts, on_crash)
+        SELECT task_id, name, run_at, payload, max_attempts, on_crash
+        FROM {_GIVEN[dialect]} WHERE true
+        ON CONFLICT DO NOTHING
+        RETURNING CAST(task_id AS text) AS task_id, {", ".join(_DECIDED)}
+        """  # noqa: S608 (made of constants)
+    ).columns(**_DECIDED)
+
+
+_INSERT = {dialect: _insert_statement(dialect) for dialect in _GIVEN}
