@@ -10,10 +10,11 @@ from typing import Any
 from apscheduler.schedulers.base import BaseScheduler
 
 from job_scheduler import __version__
+from job_scheduler.admission import Admission
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock, SystemClock
 from job_scheduler.config import Settings
-from job_scheduler.constants import InstanceState
+from job_scheduler.constants import BATCH_BODY_MAX_BYTES, InstanceState
 from job_scheduler.core import instances
 from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.dispatcher import Dispatcher, Lane
@@ -50,6 +51,10 @@ from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
+_BATCHES_AT_WORK = 2
+"""Batches of creates that are parsed or stored at a time: while the database has one, the other
+has the interpreter."""
+_BATCHES_MAX_BYTES = 2 * BATCH_BODY_MAX_BYTES
 _LEAVE_SECONDS = 5.0
 """How long the shutdown waits for the database to take note of it."""
 
@@ -160,6 +165,7 @@ async def start(
         clock=clock,
         database=database,
         creates=Batcher(create),
+        batches=Admission(_BATCHES_AT_WORK, _BATCHES_MAX_BYTES),
         lock=lock,
         registry=registry,
         timer=timer,

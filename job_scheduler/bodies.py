@@ -25,9 +25,7 @@ class JsonRoute(APIRoute):
             return handle
 
         async def handle_json(request: Request) -> Response:
-            raw = await _read(request, BODY_MAX_BYTES)
-            if raw:
-                _require_json(request.headers.get("content-type"))
+            raw = await read_json(request, BODY_MAX_BYTES)
             document = strict_json.parse(raw) if raw else None
             return await handle(_ParsedRequest(request, raw, document))
 
@@ -49,10 +47,11 @@ class _ParsedRequest(Request):
         return self._document
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """Return the body.
+async def read_json(request: Request, limit: int) -> bytes:
+    """Return the body, which is declared to be JSON unless it is empty, as it came.
 
     Raises:
+        UnsupportedMediaType: it is declared to be something else.
         BodyTooLarge: it is longer than `limit`. Its rest is read and forgotten first (within
             reason): most clients only look for an answer when they have sent everything.
     """
@@ -66,7 +65,15 @@ async def _read(request: Request, limit: int) -> bytes:
             break
     if size > limit:
         raise BodyTooLarge(limit)
+    if chunks:
+        _require_json(request.headers.get("content-type"))
     return b"".join(chunks)
+
+
+def declared_size(request: Request, limit: int) -> int:
+    """Return how many bytes the body may have: what was declared, or else `limit`."""
+    declared = request.headers.get("content-length", "")
+    return min(int(declared), limit) if declared.isdecimal() else limit
 
 
 def _require_json(content_type: str | None) -> None:

@@ -114,6 +114,15 @@ NAME_MAX_LENGTH = 255
 BODY_MAX_BYTES = 1024 * 1024
 """Bytes in a request's body, at most."""
 
+BATCH_MAX_TASKS = 10_000
+"""Tasks that may be created by one request, at most."""
+
+BATCH_BODY_MAX_BYTES = 32 * 1024 * 1024
+"""Bytes in the body of a request that creates many tasks, at most."""
+
+BATCH_FAULTS_NAMED = 20
+"""Faults in a batch that an answer names, at most."""
+
 RESULT_MAX_BYTES = 1024 * 1024
 """Bytes of a task's result as JSON, at most; a longer one is cut."""
 

@@ -5,9 +5,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
+from job_scheduler.admission import Admission
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
+from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.creation import NewTask
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.fields import EXAMPLE_ID
@@ -20,7 +22,7 @@ from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database
-from job_scheduler.exceptions import TaskConflict, TaskNotFound
+from job_scheduler.exceptions import TaskConflict, TaskNotFound, UnknownTaskName
 from job_scheduler.identifiers import parse_uuid
 
 
@@ -33,6 +35,7 @@ class Services:
     clock: Clock
     database: Database
     creates: Batcher[NewTask, TaskRow | TaskConflict]
+    batches: Admission
     lock: TaskLock
     registry: HandlerRegistry
     timer: Timer
@@ -41,6 +44,13 @@ class Services:
     heartbeat: Heartbeat
     release: Release
     shutdown: Shutdown
+
+    def refusal_of(self, name: str) -> UnknownTaskName | None:
+        """Return why no task of this name is taken (``UNKNOWN_TASKS=reject``), if so."""
+        known = self.registry.get(name) is not None
+        if known or self.settings.unknown_tasks is not UnknownTasks.Reject:
+            return None
+        return UnknownTaskName(name, self.registry.names())
 
 
 async def _services(request: Request) -> Services:

@@ -1,6 +1,7 @@
 """Every error as a problem document (RFC 9457), and the one place of HTTP status codes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from http import HTTPMethod, HTTPStatus
 from typing import Any
 
@@ -123,10 +124,7 @@ def _status(error: domain.JobSchedulerError) -> int:
 
 
 def _fields(error: domain.JobSchedulerError) -> list[dict[str, str]]:
-    if not isinstance(error, domain.InvalidRequest) or error.field is None:
-        return []
-    location = error.location if isinstance(error, domain.InvalidField) else "body"
-    return [{"location": location, "field": error.field, "detail": str(error)}]
+    return [asdict(fault) for fault in error.faults]
 
 
 def add_error_handlers(app: FastAPI) -> None:

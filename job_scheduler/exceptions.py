@@ -6,9 +6,11 @@
     │   └── SchemaError
     ├── InvalidRequest              the caller can mend it
     │   ├── InvalidBody ── BodyTooLarge, UnsupportedMediaType
-    │   └── InvalidField            one field of an otherwise sound request
-    │       └── UnknownTaskName, IdempotencyKeyReused
+    │   ├── InvalidField            one field of an otherwise sound request
+    │   │   └── UnknownTaskName, NamedTwice, IdempotencyKeyReused ── BatchKeyReused
+    │   └── InvalidBatch            tasks of a batch; none was taken
     ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
+    ├── BatchConflict, BatchNotCreated
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
@@ -19,13 +21,27 @@ The message of each is safe to show to a caller; ``error_code`` is stable and do
 Which HTTP status belongs to which error stands in ``errors.py`` alone.
 """
 
-from job_scheduler.constants import TaskStatus
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from job_scheduler.constants import BATCH_FAULTS_NAMED, TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one field: `location` is its place, dots in `field` lead into objects."""
+
+    location: str
+    field: str
+    detail: str
 
 
 class JobSchedulerError(Exception):
     """Base of all errors that this service raises on purpose."""
 
     error_code = "INTERNAL_500"
+    faults: Sequence[Fault] = ()
 
 
 class StartError(JobSchedulerError):
@@ -50,6 +66,7 @@ class InvalidRequest(JobSchedulerError):
     def __init__(self, detail: str, field: str | None = None) -> None:
         super().__init__(detail)
         self.field = field
+        self.faults = [] if field is None else [Fault("body", field, detail)]
 
 
 class InvalidBody(InvalidRequest):
@@ -85,7 +102,7 @@ class InvalidField(InvalidRequest):
 
     def __init__(self, location: str, field: str, detail: str) -> None:
         super().__init__(detail, field)
-        self.location = location
+        self.faults = [Fault(location, field, detail)]
 
 
 class UnknownTaskName(InvalidField):
@@ -101,18 +118,50 @@ class UnknownTaskName(InvalidField):
         )
 
 
+class NamedTwice(InvalidField):
+    """An Idempotency-Key came together with a task_id."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "header",
+            "Idempotency-Key",
+            "Idempotency-Key and task_id are both given, and each names the task. Leave out "
+            "task_id, or the header.",
+        )
+
+
 class IdempotencyKeyReused(InvalidField):
     """A task with this Idempotency-Key exists already, with another body."""
 
     error_code = "IDEMPOTENCY_422"
+    _was_used = "was used for a task with another body."
 
     def __init__(self, key: str) -> None:
         super().__init__(
             "header",
             "Idempotency-Key",
-            f"The key {key!r} was used for a task with another body. "
-            "Repeat the same body, or choose a new key.",
+            f"The key {key!r} {self._was_used} Repeat the same body, or choose a new key.",
         )
+
+
+class BatchKeyReused(IdempotencyKeyReused):
+    """A batch with this Idempotency-Key exists already, with another body, or in part."""
+
+    _was_used = (
+        "was used for a batch with another body, or some of that batch's tasks are gone. Nothing "
+        "was stored."
+    )
+
+
+class InvalidBatch(InvalidRequest):
+    """Tasks of a batch cannot be used, all for one kind of reason; given by their index."""
+
+    def __init__(self, refused: Mapping[int, InvalidField]) -> None:
+        first = next(iter(refused.values()))
+        self.error_code = first.error_code
+        faults = _faults({index: (error.field, str(error)) for index, error in refused.items()})
+        super().__init__(_in_words(faults, len(refused)))
+        self.faults = faults
 
 
 class TaskNotFound(JobSchedulerError):
@@ -150,6 +199,14 @@ class TaskConflict(JobSchedulerError):
         self.task_id = task_id
 
 
+class BatchConflict(TaskConflict):
+    """Some tasks of a batch, given by their index, exist already with other bodies."""
+
+    def __init__(self, conflicts: Mapping[int, TaskConflict]) -> None:
+        self.faults = _faults({index: ("task_id", str(one)) for index, one in conflicts.items()})
+        super(TaskConflict, self).__init__(_in_words(self.faults, len(conflicts)))
+
+
 class TaskNotCreated(JobSchedulerError):
     """The task could not be scheduled; nothing of it was kept."""
 
@@ -161,6 +218,18 @@ class TaskNotCreated(JobSchedulerError):
             "Try again; the service's log says what went wrong."
         )
         self.task_id = task_id
+
+
+class BatchNotCreated(JobSchedulerError):
+    """The tasks of a batch could not be scheduled; nothing of them was kept."""
+
+    error_code = "TASK_CREATE_500"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"The {number} tasks could not be scheduled, and none of them was stored. "
+            "Try again; the service's log says what went wrong."
+        )
 
 
 class TaskNotDeleted(JobSchedulerError):
@@ -229,3 +298,16 @@ class Overloaded(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("Too many requests are waiting to be stored. Try again shortly.")
+
+
+def _faults(refused: Mapping[int, tuple[str | None, str]]) -> list[Fault]:
+    """Return what is wrong with the tasks of a batch; not all of it when it is much."""
+    return [
+        Fault("body", f"tasks.{index}.{field}", detail)
+        for index, (field, detail) in islice(refused.items(), BATCH_FAULTS_NAMED)
+    ]
+
+
+def _in_words(faults: Sequence[Fault], number: int) -> str:
+    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+    return words if number == len(faults) else f"{words}; and {number - len(faults)} more."

@@ -32,6 +32,14 @@ def task_id_of_key(key: str) -> str:
     return str(uuid.uuid5(_KEY_NAMESPACE, key))
 
 
+def task_id_in_batch(key: str, index: int) -> str:
+    """Return the id of one of the tasks that are made together under an ``Idempotency-Key``.
+
+    There is no blank in a key: so no key has the id of another key's batch.
+    """
+    return task_id_of_key(f"{key} {index}")
+
+
 def new_token() -> str:
     """Return a random UUID (version 4): unguessable, used once."""
     return str(uuid.UUID(bytes=os.urandom(16), version=4))

@@ -13,7 +13,7 @@ from job_scheduler import __version__
 from job_scheduler.assembly import start
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings, load_settings
-from job_scheduler.core import api, health, recovery_api, runs_api
+from job_scheduler.core import api, batch_api, health, recovery_api, runs_api
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.errors import add_error_handlers, add_problem_schema
@@ -79,6 +79,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.include_router(api.router)
+    app.include_router(batch_api.router)
     app.include_router(runs_api.router)
     app.include_router(recovery_api.router)
     app.include_router(health.router)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
-from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus, UnknownTasks
+from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus
 from job_scheduler.core import store
 from job_scheduler.core.creation import NewTask
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
@@ -23,12 +23,12 @@ from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
     IdempotencyKeyReused,
     InvalidField,
+    NamedTwice,
     SchedulerUnavailable,
     TaskConflict,
     TaskNotCancellable,
     TaskNotCreated,
     TaskNotDeleted,
-    UnknownTaskName,
 )
 from job_scheduler.identifiers import new_task_id, parse_uuid, task_id_of_key
 
@@ -73,15 +73,9 @@ async def create_task(
     With an `Idempotency-Key` or a `task_id` the request may be repeated: it makes one task.
     """
     if key is not None and wanted.task_id is not None:
-        raise InvalidField(
-            "header",
-            "Idempotency-Key",
-            "Idempotency-Key and task_id are both given, and each names the task. Leave out "
-            "task_id, or the header.",
-        )
-    registry = services.registry
-    if services.settings.unknown_tasks is UnknownTasks.Reject and registry.get(wanted.name) is None:
-        raise UnknownTaskName(wanted.name, registry.names())
+        raise NamedTwice
+    if (refusal := services.refusal_of(wanted.name)) is not None:
+        raise refusal
     chosen_id = wanted.task_id if key is None else task_id_of_key(key)
     task_id = chosen_id or new_task_id(services.clock.now())
     new = NewTask.of(wanted, task_id)

@@ -15,7 +15,8 @@ from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import SHOWN, TaskRow, tasks
-from job_scheduler.exceptions import TaskConflict
+from job_scheduler.exceptions import BatchConflict, BatchKeyReused, TaskConflict
+from job_scheduler.identifiers import task_id_in_batch
 
 _FETCHED_AT_ONCE = 500
 """Rows that the driver makes in one go: it lets no other thread run meanwhile."""
@@ -60,6 +61,27 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
     it was made by the same request, else ``TaskConflict``.
     """
     return create_or_find(connection, new).answers
+
+
+def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) -> list[TaskRow]:
+    """Insert all of these tasks or none; return each as stored, as ``create_tasks`` does.
+
+    With a `key`, they are the whole of what was, or is now, made under it.
+
+    Raises:
+        BatchConflict: some exist already, made by other requests.
+        BatchKeyReused: the key belongs to other tasks, or to more of them, or to less.
+    """
+    created = create_or_find(connection, new)
+    answers = enumerate(created.answers)
+    conflicts = {place: one for place, one in answers if isinstance(one, TaskConflict)}
+    if key is not None:
+        in_part = 0 < created.inserted < len(new)
+        if conflicts or in_part or _find(connection, [task_id_in_batch(key, len(new))]):
+            raise BatchKeyReused(key)
+    if conflicts:
+        raise BatchConflict(conflicts)
+    return [answer for answer in created.answers if not isinstance(answer, TaskConflict)]
 
 
 def create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:

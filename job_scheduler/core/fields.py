@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, RootModel, SkipVali
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from job_scheduler.constants import NAME_MAX_LENGTH
+from job_scheduler.constants import BATCH_MAX_TASKS, NAME_MAX_LENGTH
 from job_scheduler.identifiers import parse_uuid
 
 EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
@@ -28,6 +28,10 @@ REMEDIES = {
     "string_too_short": "Must not be empty.",
     "string_too_long": f"Must have at most {NAME_MAX_LENGTH} characters.",
     "dict_type": "Must be a JSON object, or be left out.",
+    "model_type": "Must be a JSON object.",
+    "list_type": "Must be a JSON array of tasks.",
+    "too_short": f"Must hold from 1 to {BATCH_MAX_TASKS} tasks.",
+    "too_long": f"Must hold from 1 to {BATCH_MAX_TASKS} tasks. Send the rest in further requests.",
     "model_attributes_type": "Must be a JSON object, with a name and a run_at at least.",
 }
 """What to do about a value that is refused, by pydantic's type of the error."""

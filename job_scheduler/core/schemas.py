@@ -4,11 +4,12 @@ import re
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SkipValidation
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from job_scheduler.constants import (
+    BATCH_MAX_TASKS,
     LIST_DEFAULT_LIMIT,
     LIST_MAX_LIMIT,
     MAX_ATTEMPTS_LIMIT,
@@ -116,6 +117,39 @@ class TaskCreate(BaseModel):
             examples=[EXAMPLE_ID],
         ),
     ] = None
+
+
+class TaskBatch(BaseModel):
+    """Tasks to be scheduled together: all of them, or none."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "tasks": [
+                        {"name": "send_report", "run_at": "2027-07-01T10:00:00Z"},
+                        {
+                            "name": "send_report",
+                            "run_at": "2027-07-02T10:00:00Z",
+                            "payload": {"hours": 48},
+                        },
+                    ]
+                }
+            ]
+        },
+    )
+
+    # Each is examined by itself, so that this can end after some errors.
+    tasks: Annotated[
+        list[SkipValidation[TaskCreate]],
+        Field(
+            min_length=1,
+            max_length=BATCH_MAX_TASKS,
+            description="Each as in `POST /tasks`. The answer has one task for each, in the same "
+            "order.",
+        ),
+    ]
 
 
 class Task(BaseModel):

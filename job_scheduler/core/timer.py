@@ -104,10 +104,11 @@ class Timer:
         """
         if not self.running:
             raise SchedulerUnavailable("APScheduler is not running")
+        now = self._clock.now()
         reserved: list[DueTask] = []
         try:
             # One by one: when one is refused, those before it are in the list.
-            reserved.extend(task for task in tasks if self._reserve(task))
+            reserved.extend(task for task in tasks if self._reserve(task, now))
             yield
         except BaseException:
             for task in reserved:
@@ -126,9 +127,8 @@ class Timer:
         if due:
             self._fire(due)
 
-    def _reserve(self, task: DueTask) -> bool:
-        """Hold a task that is not to be fired yet; tell whether this is its place."""
-        now = self._clock.now()
+    def _reserve(self, task: DueTask, now: datetime) -> bool:
+        """Hold a task that is not to be fired yet, unless it is held or has no place here."""
         if task.task_id in self._held or task.due > now + LOOKAHEAD or len(self) >= HELD_MAX:
             return False
         if task.due > now:

@@ -1,0 +1,87 @@
+"""The body of a batch: parsed and examined task by task, and no further than is worth telling."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from job_scheduler import strict_json
+from job_scheduler.constants import BATCH_FAULTS_NAMED
+from job_scheduler.core.schemas import TaskBatch, TaskCreate
+from job_scheduler.exceptions import InvalidBatch, InvalidField, NamedTwice, UnknownTaskName
+
+
+def parse(
+    raw: bytes, refusal_of: Callable[[str], UnknownTaskName | None], *, keyed: bool
+) -> list[TaskCreate]:
+    """Return the tasks that a body asks for.
+
+    `refusal_of` tells why no task of a name is taken; `keyed`, whether a key names the tasks.
+
+    Raises:
+        InvalidBody: it is no JSON that can be taken.
+        RequestValidationError: it does not have the form of a batch.
+        InvalidBatch: names are unknown and have to be known, or one task_id stands there twice.
+        NamedTwice: there is a key, and a task_id.
+    """
+    wanted = _validated(_documents(raw))
+    _refuse(
+        {
+            index: refusal
+            for index, task in enumerate(wanted)
+            if (refusal := refusal_of(task.name)) is not None
+        }
+    )
+    ids = [task.task_id for task in wanted]
+    if keyed and any(ids):
+        raise NamedTwice
+    _refuse(_repetitions(ids))
+    return wanted
+
+
+def _documents(raw: bytes) -> Sequence[Any]:
+    """Return what stands for the tasks, unexamined."""
+    if not raw:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
+    try:
+        return TaskBatch.model_validate(strict_json.parse(raw)).tasks
+    except ValidationError as error:
+        raise RequestValidationError(_located(error)) from None
+
+
+def _validated(documents: Sequence[Any]) -> list[TaskCreate]:
+    wanted: list[TaskCreate] = []
+    errors: list[Any] = []
+    for index, document in enumerate(documents):
+        try:
+            # From attributes: what is no object is then refused in the same words as elsewhere.
+            wanted.append(TaskCreate.model_validate(document, from_attributes=True))
+        except ValidationError as error:
+            errors += _located(error, "tasks", index)
+            if len(errors) >= BATCH_FAULTS_NAMED:
+                break
+    if errors:
+        raise RequestValidationError(errors[:BATCH_FAULTS_NAMED])
+    return wanted
+
+
+def _located(error: ValidationError, *place: str | int) -> list[Any]:
+    return [
+        {**details, "loc": ("body", *place, *details["loc"])}
+        for details in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _refuse(refused: Mapping[int, InvalidField]) -> None:
+    if refused:
+        raise InvalidBatch(refused)
+
+
+def _repetitions(ids: Sequence[str | None]) -> dict[int, InvalidField]:
+    first: dict[str, int] = {}
+    return {
+        index: InvalidField("body", "task_id", f"The same task_id as that of tasks.{before}.")
+        for index, task_id in enumerate(ids)
+        if task_id is not None and (before := first.setdefault(task_id, index)) != index
+    }
