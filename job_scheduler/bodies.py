@@ -65,9 +65,10 @@ async def read_json(request: Request, limit: int) -> bytes:
             break
     if size > limit:
         raise BodyTooLarge(limit)
-    if chunks:
+    raw = b"".join(chunks)
+    if raw:
         _require_json(request.headers.get("content-type"))
-    return b"".join(chunks)
+    return raw
 
 
 def declared_size(request: Request, limit: int) -> int:

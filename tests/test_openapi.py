@@ -15,8 +15,9 @@ from tests.support.app import Backend, service_process
 
 # An integer beyond 64 bits is refused, a float of the same value is not. JSON Schema, which knows
 # values and not how they are written, cannot say that: schemathesis leaves such integers out.
-# Neither can a schema say that a key and a task_id exclude each other, or that a key belongs to the
-# body that it came with first: tests/test_idempotency.py does.
+# Neither can a schema say that a key and a task_id exclude each other, that a key belongs to the
+# body that it came with first, or that a task_id stands in a batch once: tests/test_idempotency.py
+# and tests/test_post_batch.py do.
 HOOKS = """
 import json
 
@@ -33,9 +34,19 @@ def holds_long_integer(node):
     return isinstance(node, int) and not -(2**63) <= node < 2**63
 
 
+def tasks_of(body):
+    tasks = body.get("tasks", [body]) if isinstance(body, dict) else []
+    return [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+
+
+def ids_of(body):
+    ids = [task.get("task_id") for task in tasks_of(body)]
+    return [str(task_id).lower() for task_id in ids if task_id is not None]
+
+
 @schemathesis.hook
 def filter_body(context, body):
-    return not holds_long_integer(body)
+    return not holds_long_integer(body) and len(ids_of(body)) == len(set(ids_of(body)))
 
 
 @schemathesis.hook
@@ -44,7 +55,7 @@ def filter_case(context, case):
     if key is None or not isinstance(case.body, dict):
         return True
     body = json.dumps(case.body, sort_keys=True, default=repr)
-    return case.body.get("task_id") is None and bodies.setdefault(key, body) == body
+    return not ids_of(case.body) and bodies.setdefault((case.path, key), body) == body
 
 
 @schemathesis.hook
@@ -90,6 +101,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
     # They are the names of functions in generated clients: to change one breaks those.
     assert {name: operation["operationId"] for name, operation in operations(document)} == {
         "POST /tasks": "createTask",
+        "POST /tasks/batch": "createTasks",
         "GET /tasks": "listTasks",
         "GET /tasks/{task_id}": "showTask",
         "DELETE /tasks/{task_id}": "cancelTask",
@@ -122,6 +134,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
     }
     assert statuses == {
         "POST /tasks": {400, 409, 413, 415, 422, 500, 503},
+        "POST /tasks/batch": {400, 409, 413, 415, 422, 500, 503},
         "GET /tasks": {422, 500, 503},
         "GET /tasks/{task_id}": {404, 500, 503},
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
@@ -211,6 +224,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       11 selected / 11 total" in run.stdout
+    assert "Operations:       12 selected / 12 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()

@@ -18,6 +18,9 @@ import pytest
 from job_scheduler import exceptions
 from job_scheduler.config import Settings
 from job_scheduler.constants import (
+    BATCH_BODY_MAX_BYTES,
+    BATCH_FAULTS_NAMED,
+    BATCH_MAX_TASKS,
     BODY_MAX_BYTES,
     CHANNEL,
     JSON_MAX_DEPTH,
@@ -336,6 +339,16 @@ def test_examples_of_task_handlers_run(tmp_path: Path) -> None:
     assert f"`{refusal['result']}`" in section("Your own tasks")
 
 
+def test_batch_is_made_as_it_is_shown(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        skip_or_fail("curl is not installed")
+    ((_, commands),) = blocks(section("Many at once"))
+    with service_process(tmp_path, {}) as service, service.start():
+        first, second = json.loads(typed(commands, service.url))
+        assert json.loads(typed(commands, service.url)) == [first, second]
+    assert (first["run_at"], second["payload"]) == ("2099-07-01T10:00:00Z", {"hours": 48})
+
+
 def test_timer_has_the_result_that_is_shown(store: Backend) -> None:
     ((_, shown),) = [one for one in blocks(section("Names without a handler")) if one[0] == "json"]
     (name,) = re.findall(r"named '(\w+)'", shown)
@@ -445,6 +458,9 @@ def test_limits_are_the_ones_of_the_code() -> None:
     assert f"default {LIST_DEFAULT_LIMIT}, at most {LIST_MAX_LIMIT}" in api
     assert f"A name has 1 to {NAME_MAX_LENGTH} characters" in api
     assert f"{BODY_MAX_BYTES / MEBIBYTE:g} MiB and {JSON_MAX_DEPTH} levels of nesting" in api
+    assert f"that of a batch {BATCH_BODY_MAX_BYTES / MEBIBYTE:g} MiB" in api
+    assert f"up to {BATCH_MAX_TASKS} tasks" in api
+    assert f"At most {BATCH_FAULTS_NAMED} places are named" in api
     assert f"of more than {RESULT_MAX_BYTES / MEBIBYTE:g} MiB" in section("Your own tasks")
 
 

@@ -43,7 +43,7 @@ def parse(
 def _documents(raw: bytes) -> Sequence[Any]:
     """Return what stands for the tasks, unexamined."""
     if not raw:
-        raise RequestValidationError([{"type": "missing", "loc": ("body",)}])
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": ""}])
     try:
         return TaskBatch.model_validate(strict_json.parse(raw)).tasks
     except ValidationError as error:
