@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -52,6 +53,7 @@ from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
+_SWITCH_SECONDS = 0.001
 _BATCHES_AT_WORK = 2
 """Batches of creates that are parsed or stored at a time: while the database has one, the other
 has the interpreter."""
@@ -154,10 +156,7 @@ async def start(
         wakeups.start()
         stack.push_async_callback(asyncio.to_thread, wakeups.stop)
     stack.enter_context(stop_signals(shutdown.note_signal))
-    # What there is by now stays, and is much: a full collection of garbage that went over it would
-    # hold up the event loop for some 80 ms.
-    gc.freeze()
-    stack.callback(gc.unfreeze)
+    _favour_the_loop(stack)
     _logger.info(
         "started: %s, lock %s, handlers %s",
         settings.database.render_as_string(hide_password=True),
@@ -180,6 +179,16 @@ async def start(
         shutdown=shutdown,
         release=release,
     )
+
+
+def _favour_the_loop(stack: AsyncExitStack) -> None:
+    """Let neither garbage nor threads hold up the event loop for long."""
+    # What there is by now stays, and is much: a full collection that went over it takes 80 ms.
+    gc.freeze()
+    stack.callback(gc.unfreeze)
+    # A thread that computes hands the interpreter over after this time: 5 ms by default.
+    stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def _lock(settings: Settings, clock: Clock) -> TaskLock:

@@ -6,11 +6,9 @@
     │   └── SchemaError
     ├── InvalidRequest              the caller can mend it
     │   ├── InvalidBody ── BodyTooLarge, UnsupportedMediaType
-    │   ├── InvalidField            one field of an otherwise sound request
-    │   │   └── UnknownTaskName, NamedTwice, IdempotencyKeyReused ── BatchKeyReused
-    │   └── InvalidBatch            tasks of a batch; none was taken
+    │   └── InvalidField            one field of an otherwise sound request
+    │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
     ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
-    ├── BatchConflict, BatchNotCreated
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
@@ -18,14 +16,14 @@
         └── Overloaded
 
 The message of each is safe to show to a caller; ``error_code`` is stable and documented.
-Which HTTP status belongs to which error stands in ``errors.py`` alone.
+Those of a batch stand in ``batch_exceptions.py``. Which HTTP status belongs to which error
+stands in ``errors.py`` alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from job_scheduler.constants import BATCH_FAULTS_NAMED, TaskStatus
+from job_scheduler.constants import TaskStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +142,6 @@ class IdempotencyKeyReused(InvalidField):
         )
 
 
-class BatchKeyReused(IdempotencyKeyReused):
-    """A batch with this Idempotency-Key exists already, with another body, or in part."""
-
-    _was_used = (
-        "was used for a batch with another body, or some of that batch's tasks are gone. Nothing "
-        "was stored."
-    )
-
-
-class InvalidBatch(InvalidRequest):
-    """Tasks of a batch cannot be used, all for one kind of reason; given by their index."""
-
-    def __init__(self, refused: Mapping[int, InvalidField]) -> None:
-        first = next(iter(refused.values()))
-        self.error_code = first.error_code
-        faults = _faults({index: (error.field, str(error)) for index, error in refused.items()})
-        super().__init__(_in_words(faults, len(refused)))
-        self.faults = faults
-
-
 class TaskNotFound(JobSchedulerError):
     """There is no task with this id."""
 
@@ -199,14 +177,6 @@ class TaskConflict(JobSchedulerError):
         self.task_id = task_id
 
 
-class BatchConflict(TaskConflict):
-    """Some tasks of a batch, given by their index, exist already with other bodies."""
-
-    def __init__(self, conflicts: Mapping[int, TaskConflict]) -> None:
-        self.faults = _faults({index: ("task_id", str(one)) for index, one in conflicts.items()})
-        super(TaskConflict, self).__init__(_in_words(self.faults, len(conflicts)))
-
-
 class TaskNotCreated(JobSchedulerError):
     """The task could not be scheduled; nothing of it was kept."""
 
@@ -218,18 +188,6 @@ class TaskNotCreated(JobSchedulerError):
             "Try again; the service's log says what went wrong."
         )
         self.task_id = task_id
-
-
-class BatchNotCreated(JobSchedulerError):
-    """The tasks of a batch could not be scheduled; nothing of them was kept."""
-
-    error_code = "TASK_CREATE_500"
-
-    def __init__(self, number: int) -> None:
-        super().__init__(
-            f"The {number} tasks could not be scheduled, and none of them was stored. "
-            "Try again; the service's log says what went wrong."
-        )
 
 
 class TaskNotDeleted(JobSchedulerError):
@@ -298,16 +256,3 @@ class Overloaded(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("Too many requests are waiting to be stored. Try again shortly.")
-
-
-def _faults(refused: Mapping[int, tuple[str | None, str]]) -> list[Fault]:
-    """Return what is wrong with the tasks of a batch; not all of it when it is much."""
-    return [
-        Fault("body", f"tasks.{index}.{field}", detail)
-        for index, (field, detail) in islice(refused.items(), BATCH_FAULTS_NAMED)
-    ]
-
-
-def _in_words(faults: Sequence[Fault], number: int) -> str:
-    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
-    return words if number == len(faults) else f"{words}; and {number - len(faults)} more."

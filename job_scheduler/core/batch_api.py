@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
+from job_scheduler.batch_exceptions import BatchConflict, BatchNotCreated, InvalidBatch
 from job_scheduler.bodies import declared_size, read_json
 from job_scheduler.constants import BATCH_BODY_MAX_BYTES
 from job_scheduler.core.batch_body import parse
@@ -27,15 +28,7 @@ from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
 from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
-from job_scheduler.exceptions import (
-    BatchConflict,
-    BatchNotCreated,
-    BodyTooLarge,
-    InvalidBatch,
-    InvalidField,
-    SchedulerUnavailable,
-    TaskConflict,
-)
+from job_scheduler.exceptions import BodyTooLarge, InvalidField, SchedulerUnavailable, TaskConflict
 from job_scheduler.identifiers import new_task_id, task_id_in_batch
 
 _logger = logging.getLogger(__name__)

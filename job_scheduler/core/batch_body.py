@@ -7,9 +7,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from job_scheduler import strict_json
+from job_scheduler.batch_exceptions import InvalidBatch
 from job_scheduler.constants import BATCH_FAULTS_NAMED
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
-from job_scheduler.exceptions import InvalidBatch, InvalidField, NamedTwice, UnknownTaskName
+from job_scheduler.exceptions import InvalidField, NamedTwice, UnknownTaskName
 
 
 def parse(

@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import Connection, Result, select, text
 
 from job_scheduler import strict_json
+from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
 from job_scheduler.constants import OnCrash
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import SHOWN, TaskRow, tasks
-from job_scheduler.exceptions import BatchConflict, BatchKeyReused, TaskConflict
+from job_scheduler.exceptions import TaskConflict
 from job_scheduler.identifiers import task_id_in_batch
 
 _FETCHED_AT_ONCE = 500
