@@ -177,6 +177,9 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 def _methods_of(request: Request) -> list[str]:
     """Return the methods that this address takes; Starlette names those of one route only."""
+    if literal := request.app.openapi()["paths"].get(request.url.path):
+        # Such as /tasks/batch, which is no value of /tasks/{task_id}.
+        return [method.upper() for method in literal]
     return [
         method
         for method in HTTPMethod

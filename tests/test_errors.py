@@ -327,6 +327,7 @@ def test_method_that_is_not_taken_is_answered_with_those_that_are(
         "NONSENSE /tasks": "GET, POST",
         "POST /tasks/00000000-0000-4000-8000-000000000000": "DELETE, GET",
         "PUT /tasks/nonsense": "DELETE, GET",
+        "PUT /tasks/batch": "POST",
         "OPTIONS /tasks/nonsense": "DELETE, GET",
         "POST /health": "GET",
         "DELETE /readyz": "GET",
