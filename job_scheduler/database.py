@@ -68,9 +68,17 @@ class Database:
             DatabaseUnavailable: it cannot be reached.
         """
 
-        def call() -> T:
+        def once() -> T:
             with self.reading() as connection:
                 return work(connection, *args, **kwargs)
+
+        def call() -> T:
+            try:
+                return once()
+            except DatabaseUnavailable as error:
+                if not _was_lost(error):
+                    raise
+            return once()
 
         return await self._within_patience(self._readers, call, DatabaseUnavailable())
 
@@ -83,25 +91,30 @@ class Database:
         """Run `work(connection, …)` in a thread, in a transaction that is committed after it.
 
         A transaction that the server has rolled back for the sake of another one (a deadlock) is
-        repeated, a few times: so `work` may be called more than once.
+        repeated, a few times, and one whose connection was lost before its COMMIT once: so `work`
+        may be called more than once.
 
         Raises:
             DatabaseUnavailable: it cannot be reached; nothing was changed.
             CommitOutcomeUnknown: the connection broke during COMMIT, or no answer came.
         """
 
+        def once() -> T:
+            with self.writing() as connection:
+                return work(connection, *args, **kwargs)
+
         def call() -> T:
             for _ in range(_TRIES - 1):
                 try:
-                    with self.writing() as connection:
-                        return work(connection, *args, **kwargs)
+                    return once()
                 except DatabaseUnavailable as error:
+                    if _was_lost(error):
+                        break
                     if not _is_rolled_back(error.__cause__):
                         raise
                 # Not in step with the other one.
                 threading.Event().wait(_PAUSE_SECONDS * random.random())  # noqa: S311 (no secret)
-            with self.writing() as connection:
-                return work(connection, *args, **kwargs)
+            return once()
 
         return await self._within_patience(self._writers, call, CommitOutcomeUnknown())
 
@@ -212,16 +225,26 @@ def build_engine(
         event.listen(engine, "connect", sqlite.configure)
         event.listen(engine, "begin", sqlite.begin)
         return engine
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
-        # A connection that the server has closed is noticed before it is used for anything.
-        pool_pre_ping=True,
         connect_args=postgresql.connect_arguments(url, connect_seconds),
         **json,
     )
+    event.listen(engine, "connect", postgresql.configure)
+    return engine
+
+
+def _was_lost(error: DatabaseUnavailable) -> bool:
+    """Tell whether the connection was lost, most likely long before, and nothing was changed.
+
+    No connection is tried before it is used, which would double the round trips. All others in
+    the pool are dropped with the first that fails: the next one is new.
+    """
+    lost = getattr(error.__cause__, "connection_invalidated", False)
+    return lost and not isinstance(error, CommitOutcomeUnknown)
 
 
 def _is_rolled_back(error: BaseException | None) -> bool:

@@ -3,12 +3,16 @@
 import weakref
 from typing import Any
 
-from psycopg2.extensions import connection, cursor
+from psycopg2.extensions import connection, cursor, new_type, register_type
 from sqlalchemy.engine import URL
 
 from job_scheduler.calls import Line
 
 CONNECT_SECONDS = 5
+
+_UUID_OID = 2950
+_UUID_AS_TEXT = new_type((_UUID_OID,), "UUID", lambda value, _: value)
+"""Ids are text here: to build a UUID of each, and text of that, was a fifth of a sweep's work."""
 
 
 class CuttableConnection(connection):
@@ -33,6 +37,11 @@ class CuttableConnection(connection):
         """Close; this waits for nobody."""
         self._line.close()
         super().close()
+
+
+def configure(connected: connection, _record: object) -> None:
+    """Set a new connection up, after SQLAlchemy has."""
+    register_type(_UUID_AS_TEXT, connected)
 
 
 def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[str, Any]:

@@ -726,7 +726,7 @@ def commits_break(engine: Engine, statement: str, *, after: bool) -> Iterator[li
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["it had happened", "it had not happened"])
-@pytest.mark.parametrize("statement", ["status = 'running',", "status = given.status"])
+@pytest.mark.parametrize("statement", ["status = 'running',", "status = standing.becomes"])
 def test_commit_of_unknown_outcome_neither_repeats_nor_loses_a_run(
     store: Backend, registry: HandlerRegistry, statement: str, after: bool
 ) -> None:

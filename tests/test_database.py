@@ -188,13 +188,18 @@ def test_database_that_is_cut_off_is_unavailable_and_comes_back(store: Backend) 
 
 
 @only_postgresql
-def test_connection_that_the_server_has_closed_is_replaced_unnoticed(store: Backend) -> None:
-    with store.database() as database:
-        with database.reading() as connection:
-            pid = scalar(connection, "SELECT pg_backend_pid()")
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_connection_that_the_server_has_closed_is_replaced_unnoticed(
+    store: Backend, way: str
+) -> None:
+    async def scenario(database: Database) -> None:
+        do = getattr(database, way)
+        pid = await do(scalar, "SELECT pg_backend_pid()")
         store.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
-        with database.writing() as connection:
-            assert scalar(connection, "SELECT pg_backend_pid()") != pid
+        assert await do(scalar, "SELECT pg_backend_pid()") != pid
+
+    with store.database() as database:
+        asyncio.run(scenario(database))
 
 
 def change(database: Database, *statements_: str) -> None:

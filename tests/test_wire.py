@@ -116,8 +116,8 @@ def test_claim_and_record_whose_commits_were_not_answered_are_found_by_their_tok
 
     with cutting(store) as (cutter, through):
         asyncio.run(scenario(through))
-        # The claim is made anew twice; the record finds itself written the second time.
-        assert (cutter.done, runs) == (3, [1])
+        # The claim is made anew twice; the record finds itself written twice.
+        assert (cutter.done, runs) == (4, [1])
     row = store.row(task_id)
     assert (row["status"], row["attempt"], row["result"]) == ("done", 1, "counted")
     assert store.sql("SELECT outcome FROM task_runs") == [{"outcome": "done"}]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, literal_column, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from job_scheduler import strict_json
-from job_scheduler.constants import RunOutcome, TaskStatus
+from job_scheduler.constants import RunOutcome
 from job_scheduler.core.claims import Run
 from job_scheduler.core.models import NOW_SQL, TaskRun, database_now
 from job_scheduler.core.outcomes import Decision, Outcome, decide
@@ -45,13 +45,10 @@ def record(
     is left alone, and its record does not stand.
     """
     given = {"given": strict_json.dumps([_given(entry) for entry in records])}
-    dialect = connection.dialect.name
-    holding = connection.scalars(_HOLDING[dialect, skip_locked], given).all()
-    if holding:
-        standing = {"given": _only(holding, records)}
-        connection.execute(_ENTER[dialect], standing)
-        connection.execute(_MOVE[dialect], standing)
-    done = set(holding)
+    standing, *following = _RECORD[connection.dialect.name, skip_locked]
+    done = set(connection.scalars(standing, given).all())
+    for statement in following:
+        connection.execute(statement, given)
     # A rescue that finds nothing to rescue has come second: it has no result to keep.
     if late := [
         entry
@@ -73,11 +70,6 @@ def _given(entry: Record) -> dict[str, Any]:
         "result": None if decision.result is None else strict_json.dumps(decision.result),
         "outcome": decision.outcome and decision.outcome.value,
     }
-
-
-def _only(tokens: Sequence[str], records: Sequence[Record]) -> str:
-    wanted = set(tokens)
-    return strict_json.dumps([_given(entry) for entry in records if entry.run.token in wanted])
 
 
 def _written_before(connection: Connection, late: Sequence[Record]) -> set[str]:
@@ -156,69 +148,66 @@ _GIVEN = {
         "FROM json_each(:given)) AS given"
     ),
 }
-_STANDS = f"task.status = '{TaskStatus.Running.value}' AND task.claim_token = given.token"
+_RESULT = {"postgresql": "CAST(given.result AS json)", "sqlite": "given.result"}
 
 
-def _holding_statement(dialect: str, *, skip_locked: bool) -> Any:
+def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
+    """Return what writes a batch of records; the first statement tells the tokens that stand.
+
+    On PostgreSQL one statement, and so one round trip, does it all.
+    """
+    now = NOW_SQL[dialect]
     row_lock = ""
     if dialect == "postgresql":
         # In the order of their ids, so that two batches cannot deadlock.
         row_lock = "FOR NO KEY UPDATE OF task" + (" SKIP LOCKED" if skip_locked else "")
-    return text(
-        f"""
-        SELECT task.claim_token
-        FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-        WHERE {_STANDS}
-        ORDER BY task.task_id {row_lock}
-        """  # noqa: S608 (made of constants)
-    ).columns(claim_token=tasks.c.claim_token.type)
-
-
-def _enter_statement(dialect: str) -> Any:
-    return text(
-        f"""
+    standing = f"""
+        WITH standing AS MATERIALIZED (
+            SELECT task.task_id, task.claim_token, task.attempt, task.run_at, task.retry_at,
+                task.started_at, task.instance_id,
+                given.status AS becomes, given.status <> 'scheduled' AS has_ended,
+                given.outcome, {_RESULT[dialect]} AS result
+            FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+            WHERE task.status = 'running' AND task.claim_token = given.token
+            ORDER BY task.task_id {row_lock}
+        )"""  # noqa: S608 (made of constants)
+    enter = f"""
         INSERT INTO task_runs (task_id, claim_token, attempt, scheduled_for, started_at,
             finished_at, outcome, result, instance_id)
-        SELECT task.task_id, task.claim_token, task.attempt,
-            CASE WHEN task.attempt <= 1 THEN task.run_at
-                ELSE coalesce(task.retry_at, task.run_at) END,
-            task.started_at, {NOW_SQL[dialect]}, given.outcome, {_RESULT[dialect]},
-            task.instance_id
-        FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-        WHERE {_STANDS} AND given.outcome IS NOT NULL
+        SELECT task_id, claim_token, attempt,
+            CASE WHEN attempt <= 1 THEN run_at ELSE coalesce(retry_at, run_at) END,
+            started_at, {now}, outcome, result, instance_id
+        FROM standing
+        WHERE outcome IS NOT NULL
         -- A claim that was carried out once more, after its record, bears an old token.
-        ON CONFLICT (task_id, claim_token) DO NOTHING
-        """  # noqa: S608 (made of constants)
-    )
-
-
-def _move_statement(dialect: str) -> Any:
-    now = NOW_SQL[dialect]
-    return text(
-        f"""
+        ON CONFLICT (task_id, claim_token) DO NOTHING"""  # noqa: S608 (made of constants)
+    move = f"""
         UPDATE scheduled_tasks AS task SET
-            status = given.status,
-            result = CASE given.status WHEN 'scheduled' THEN NULL ELSE {_RESULT[dialect]} END,
+            status = standing.becomes,
+            result = CASE WHEN standing.has_ended THEN standing.result END,
             -- What goes back to be run again is due at once, unless it never was begun.
-            retry_at = CASE WHEN given.status = 'scheduled' AND given.outcome IS NOT NULL
-                THEN {now} ELSE task.retry_at END,
-            attempt = task.attempt - CASE WHEN given.outcome IS NULL THEN 1 ELSE 0 END,
-            claim_token = CASE given.status WHEN 'scheduled' THEN NULL ELSE task.claim_token END,
-            instance_id = CASE given.status WHEN 'scheduled' THEN NULL ELSE task.instance_id END,
-            started_at = CASE given.status WHEN 'scheduled' THEN NULL ELSE task.started_at END,
-            finished_at = CASE given.status WHEN 'scheduled' THEN NULL ELSE {now} END,
+            retry_at = CASE WHEN standing.has_ended OR standing.outcome IS NULL
+                THEN task.retry_at ELSE {now} END,
+            attempt = task.attempt - CASE WHEN standing.outcome IS NULL THEN 1 ELSE 0 END,
+            claim_token = CASE WHEN standing.has_ended THEN task.claim_token END,
+            instance_id = CASE WHEN standing.has_ended THEN task.instance_id END,
+            started_at = CASE WHEN standing.has_ended THEN task.started_at END,
+            finished_at = CASE WHEN standing.has_ended THEN {now} END,
             updated_at = {now}
-        FROM {_GIVEN[dialect]}
-        WHERE task.task_id = given.task_id AND {_STANDS}
-        """  # noqa: S608 (made of constants)
-    )
+        FROM standing
+        WHERE task.task_id = standing.task_id
+            AND task.status = 'running' AND task.claim_token = standing.claim_token"""  # noqa: S608 (made of constants)
+    answer = "SELECT claim_token FROM standing"
+    if dialect == "postgresql":
+        texts = [f"{standing}, entered AS ({enter}), moved AS ({move}) {answer}"]
+    else:
+        texts = [f"{standing} {answer}", f"{standing} {enter}", f"{standing} {move}"]
+    first, *others = map(text, texts)
+    return [first.columns(claim_token=tasks.c.claim_token.type), *others]
 
 
-_RESULT = {"postgresql": "CAST(given.result AS json)", "sqlite": "given.result"}
-_HOLDING = {
-    (dialect, skip_locked): _holding_statement(dialect, skip_locked=skip_locked)
+_RECORD = {
+    (dialect, skip_locked): _statements(dialect, skip_locked=skip_locked)
     for dialect in NOW_SQL
     for skip_locked in (False, True)
 }
-_ENTER = {dialect: _enter_statement(dialect) for dialect in NOW_SQL}
-_MOVE = {dialect: _move_statement(dialect) for dialect in NOW_SQL}
