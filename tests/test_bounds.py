@@ -149,7 +149,7 @@ def test_name_that_is_not_utf_8_hides_no_other_task(store: Backend) -> None:
 
 
 def test_due_queue_is_bounded() -> None:
-    async def never(_task_id: str) -> None:
+    async def never(_task_id: str, _free: Callable[[], None]) -> None:
         raise AssertionError("there is no capacity")
 
     async def scenario() -> int:

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from typing import Any
@@ -350,7 +350,7 @@ def test_notification_starts_a_task_long_before_the_sweep_would(
         begun: list[str] = []
         both = asyncio.Event()
 
-        async def run(task_id: str) -> None:
+        async def run(task_id: str, _free: Callable[[], None]) -> None:
             begun.append(task_id)
             if len(begun) == 2:
                 both.set()

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
 from job_scheduler.clock import SystemClock
-from job_scheduler.core.dispatcher import Dispatcher, Lane
+from job_scheduler.core.dispatcher import RECORDING_MAX, Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.store import DueTask, due_tasks
 from job_scheduler.core.sweep import Sweep
@@ -538,10 +538,12 @@ class Runs:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.gates: dict[str, asyncio.Future[None]] = {}
+        self.free: dict[str, Callable[[], None]] = {}
         self.room = 0
 
-    async def __call__(self, task_id: str) -> None:
+    async def __call__(self, task_id: str, free: Callable[[], None]) -> None:
         self.begun.append(task_id)
+        self.free[task_id] = free
         self.gates[task_id] = asyncio.get_running_loop().create_future()
         await self.gates[task_id]
 
@@ -598,6 +600,40 @@ def test_most_urgent_tasks_start_first_within_the_capacity() -> None:
         await runs.end("d")
         assert runs.begun == ["a", "b", "c", "d"]
         assert (dispatcher.running, dispatcher.queued, runs.room) == (0, 0, 4)
+
+    dispatching(scenario)
+
+
+def test_run_whose_result_is_still_to_be_recorded_takes_no_capacity() -> None:
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        dispatcher.offer(named("a", "b", "c", "d"))
+        await turns()
+        runs.free["a"]()
+        await turns()
+        assert runs.begun == ["a", "b", "c"]
+        assert (dispatcher.running, dispatcher.queued) == (3, 1)
+        assert "a" in dispatcher
+        await runs.end("a")  # its place was given up before: there is none to be had by it
+        assert runs.begun == ["a", "b", "c"]
+        for task_id in "bcd":
+            await runs.end(task_id)
+        assert (dispatcher.running, "a" in dispatcher) == (0, False)
+
+    dispatching(scenario)
+
+
+def test_only_so_many_results_may_wait_to_be_recorded() -> None:
+    async def scenario(dispatcher: Dispatcher, runs: Runs) -> None:
+        ids = [f"{number:04}" for number in range(RECORDING_MAX + 2)]
+        dispatcher.offer(named(*ids))
+        for task_id in ids[:-1]:
+            await turns()
+            runs.free[task_id]()
+        await turns()
+        assert (dispatcher.running, dispatcher.queued) == (RECORDING_MAX + 1, 1)
+        for task_id in ids:
+            await runs.end(task_id)
+        assert runs.begun == ids
 
     dispatching(scenario)
 

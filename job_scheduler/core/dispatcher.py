@@ -12,6 +12,8 @@ from job_scheduler.core.store import DueTask
 _logger = logging.getLogger(__name__)
 
 _BROKEN_PAUSE = 1.0
+RECORDING_MAX = 1_000
+"""Runs whose result is still to be recorded, at most: no more are started then."""
 QUEUE_MAX = 20_000
 """Due tasks that wait for capacity in memory, at most."""
 
@@ -28,13 +30,16 @@ class Lane:
 class Dispatcher:
     """Starts `run_task` for due tasks, at most `max_running` at a time, most urgent first.
 
-    `lane_of` tells the lane of a task by its name; a lane that is full holds nobody else up.
-    `on_room` is called when a run has ended. Belongs to the event loop's thread.
+    `run_task` gets, beside the id, what it calls when its handler has ended and only the result
+    is still to be recorded. `lane_of` tells the lane of a task by its name; a lane that is full
+    holds nobody else up. `on_room` is called when a run has ended.
+
+    Belongs to the event loop's thread.
     """
 
     def __init__(
         self,
-        run_task: Callable[[str], Awaitable[None]],
+        run_task: Callable[[str, Callable[[], None]], Awaitable[None]],
         lane_of: Callable[[str], Lane],
         max_running: int,
         on_room: Callable[[], None],
@@ -46,6 +51,7 @@ class Dispatcher:
         self._lanes: list[Lane] = []
         self._known: set[str] = set()
         self._runs: set[asyncio.Future[None]] = set()
+        self._busy: set[str] = set()
         self._stopping = False
 
     @property
@@ -88,20 +94,33 @@ class Dispatcher:
         return not self._runs
 
     def _start_runs(self) -> None:
-        while not self._stopping and len(self._runs) < self._max_running:
+        while not self._stopping and self._has_room():
             ready = [lane for lane in self._lanes if lane.queue and lane.running < lane.capacity]
             if not ready:
                 return
             lane = min(ready, key=lambda lane: lane.queue[0])
             task = heapq.heappop(lane.queue)
             lane.running += 1
-            run = asyncio.ensure_future(self._run_task(task.task_id))
+            self._busy.add(task.task_id)
+            run = asyncio.ensure_future(
+                self._run_task(task.task_id, partial(self._free, task, lane))
+            )
             self._runs.add(run)
             run.add_done_callback(partial(self._finish, task, lane))
 
+    def _has_room(self) -> bool:
+        recording = len(self._runs) - len(self._busy)
+        return len(self._busy) < self._max_running and recording < RECORDING_MAX
+
+    def _free(self, task: DueTask, lane: Lane) -> None:
+        if task.task_id in self._busy:
+            self._busy.discard(task.task_id)
+            lane.running -= 1
+            self._start_runs()
+
     def _finish(self, task: DueTask, lane: Lane, run: asyncio.Future[None]) -> None:
         self._runs.discard(run)
-        lane.running -= 1
+        self._free(task, lane)
         if not run.cancelled() and (error := run.exception()) is not None:
             _logger.error("the run of task %s broke off", task.task_id, exc_info=error)
             # Not at once again: what broke may well break again.

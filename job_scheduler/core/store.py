@@ -3,9 +3,8 @@
 Each function works inside the transaction of the connection that it is given.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, select, text, tuple_
 
@@ -20,9 +19,11 @@ SHOWN = [column for column in tasks.c if column.name != "claim_token"]
 TaskRow = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class DueTask:
-    """A scheduled task and the instant from which it may run; the most urgent sorts first."""
+class DueTask(NamedTuple):
+    """A scheduled task and the instant from which it may run; the most urgent sorts first.
+
+    A tuple, since many are made, and compared, at one time.
+    """
 
     due: datetime
     task_id: str

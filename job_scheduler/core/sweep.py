@@ -6,6 +6,7 @@ found the same way; nothing else has to be remembered, and losing a wake-up cost
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from datetime import datetime
 
@@ -22,7 +23,10 @@ from job_scheduler.exceptions import DatabaseUnavailable, SchedulerUnavailable
 _logger = logging.getLogger(__name__)
 
 _INTERVAL = 0.5
+_PAUSE_FACTOR = 5
 _PAGE = 5_000
+_SLICE = 200
+"""Tasks registered in one go: each may be a job of its own for APScheduler."""
 
 
 class Sweep:
@@ -55,6 +59,7 @@ class Sweep:
         while True:
             # Cleared before, not after: a wish that comes up meanwhile is for another sweep.
             self._wanted.clear()
+            begin = time.monotonic()
             try:
                 await self.sweep()
                 if away:
@@ -66,8 +71,10 @@ class Sweep:
                 away = True
             except Exception:
                 _logger.exception("a sweep failed; the next one follows in a moment")
+            # A large backlog is looked at less often: looking is not to be the main work.
+            pause = max(self._interval, _PAUSE_FACTOR * (time.monotonic() - begin))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), self._interval)
+                await asyncio.wait_for(self._wanted.wait(), pause)
 
     def wake(self) -> None:
         """Sweep at once: somebody says that there is something to find."""
@@ -101,14 +108,20 @@ class Sweep:
         self._timer.fire_overdue()
         new = [task for task in found if not self._is_held(task)][:room]
         self._more = len(found) == limit or len(new) == room
-        for task in new:
+        brought = 0
+        for place, task in enumerate(new):
+            if place % _SLICE == 0:
+                await asyncio.sleep(0)
+            if self._timer.has_let_go(task.task_id):
+                continue
             try:
                 self._timer.register(task)
+                brought += 1
             except SchedulerUnavailable:
                 # The others are not to suffer; the next sweep finds this one again.
                 _logger.exception("task %s could not be registered", task.task_id)
         self.last_at = self._clock.now()
-        return len(new)
+        return brought
 
     def _look(self, connection: Connection, limit: int) -> list[DueTask]:
         found = due_tasks(connection, LOOKAHEAD, limit)

@@ -82,9 +82,10 @@ class TaskRunner:
         self._records: Batcher[Record, bool] = Batcher(self._flush_records, _RECORDS_MAX)
         self.under_way = RunsUnderWay()
 
-    async def run_task(self, task_id: str) -> None:
+    async def run_task(self, task_id: str, free: Callable[[], None] = lambda: None) -> None:
         """Run the task if it exists, is scheduled and due, and nobody else runs it.
 
+        `free` is called as soon as the handler has ended: what is left to do needs no capacity.
         Its status and result are in the database when this returns. A database that is away
         before the claim leaves the task to a later sweep; one that is away after the run is
         waited for.
@@ -101,6 +102,7 @@ class TaskRunner:
                 outcome = await self._caller.call(claim)
             else:
                 outcome = NotStarted()
+            free()
             await self._record(claim, outcome)
         finally:
             self.under_way.remove(token)

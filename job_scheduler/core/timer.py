@@ -10,10 +10,11 @@ forward it fires early, and is asked once more for what is left; when it is put 
 oversleeps, and the next sweep fires what is overdue.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
 
@@ -31,6 +32,8 @@ LOOKAHEAD = timedelta(seconds=5)
 _PUT_BACK_DELAY = timedelta(milliseconds=200)
 _BRIEF_DELAY = timedelta(milliseconds=2)
 """How long a task waits that was to be claimed just before its time."""
+_SLICE = 1_000
+"""Tasks that are fired in one go: the event loop does not stand still for all of an instant."""
 HELD_MAX = 20_000
 """Tasks held in memory, at most; the sweep brings the rest when there is room."""
 
@@ -176,7 +179,7 @@ class Timer:
         near = task.due > now - max(self._clock.error, _BRIEF_DELAY)
         later = max(task.due, now + (_BRIEF_DELAY if near else _PUT_BACK_DELAY))
         try:
-            self.register(replace(task, due=later))
+            self.register(task._replace(due=later))
         except SchedulerUnavailable:
             _logger.exception("task %s could not be put back; a sweep will", task.task_id)
 
@@ -267,7 +270,10 @@ class Timer:
             return
         del self._slots[instant]
         if instant <= now:
-            self._fire(self._release(slot))
+            due = self._release(slot)
+            for place in range(0, len(due), _SLICE):
+                self._fire(due[place : place + _SLICE])
+                await asyncio.sleep(0)
         else:  # The database's clock was put back: nothing that lies so far ahead is held.
             self._release(slot)
 
