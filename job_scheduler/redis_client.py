@@ -2,7 +2,7 @@
 
 redis-py's own retries are off: they would block for a minute when Redis hangs, and a repeated
 ``SET NX`` whose first reply was lost answers "taken" to the very owner. Here one short try is
-made, and who is told "taken" looks whether the token is its own.
+made, and a lock that the token holds already is granted to it.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -28,10 +29,24 @@ _logger = logging.getLogger(__name__)
 LOCK_MILLISECONDS = 5_000
 _TIMEOUT = 0.3
 _PAUSE_AFTER_FAILURE = 1.0
-# Compare and delete in one step; the newer command for it is not in Debian's Redis.
-_RELEASE = (
-    "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
-)
+# All wishes of a batch in one call, each carried out in one step: a lock is taken if nobody, or
+# this very token, holds it (the reply to an earlier try may have been lost), and given back if the
+# token still does. The newer command that compares and deletes is not in Debian's Redis.
+_SCRIPT = """
+local answers = {}
+for place, key in ipairs(KEYS) do
+    local wish, token = ARGV[2 * place], ARGV[2 * place + 1]
+    if wish == 'take' then
+        local taken = redis.call('set', key, token, 'NX', 'PX', ARGV[1])
+        answers[place] = (taken or redis.call('get', key) == token) and 1 or 0
+    elseif redis.call('get', key) == token then
+        answers[place] = redis.call('del', key)
+    else
+        answers[place] = 0
+    end
+end
+return answers
+"""
 
 
 def build_redis(url: str) -> Redis:
@@ -55,7 +70,7 @@ class _Wish:
 class RedisTaskLock:
     """The lock for many instances: one key a task, holding its owner's token, with an expiry.
 
-    What many tasks want at one time goes to Redis in one pipeline. When Redis is away, every
+    What many tasks want at one time goes to Redis in one script. When Redis is away, every
     lock is granted: the claim decides. That is logged once, and Redis is tried again after a
     second.
     """
@@ -127,21 +142,12 @@ class RedisTaskLock:
             raise
 
     def _ask(self, wishes: Sequence[_Wish]) -> list[bool]:
-        with self._client.pipeline(transaction=False) as pipeline:
-            for wish in wishes:
-                if wish.release:
-                    pipeline.eval(_RELEASE, 1, wish.key, wish.token)
-                else:
-                    pipeline.set(wish.key, wish.token, nx=True, px=LOCK_MILLISECONDS)
-            granted = [bool(reply) for reply in pipeline.execute()]
-        refused = [
-            place for place, wish in enumerate(wishes) if not wish.release and not granted[place]
+        keys = [wish.key for wish in wishes]
+        given = [
+            each for wish in wishes for each in ("give" if wish.release else "take", wish.token)
         ]
-        if refused:
-            holders = self._client.mget([wishes[place].key for place in refused])
-            for place, holder in zip(refused, holders, strict=True):
-                granted[place] = holder == wishes[place].token
-        return granted
+        answers: Any = self._client.eval(_SCRIPT, len(keys), *keys, LOCK_MILLISECONDS, *given)
+        return [bool(answer) for answer in answers]
 
     def _note_failure(self, error: RedisError) -> None:
         self._retry_at = asyncio.get_running_loop().time() + _PAUSE_AFTER_FAILURE

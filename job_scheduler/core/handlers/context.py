@@ -1,7 +1,5 @@
 """What a handler may know of its own run."""
 
-import threading
-
 
 class RunContext:
     """The run that a handler is called for: handed to a parameter annotated with this class.
@@ -14,7 +12,7 @@ class RunContext:
         self.task_id = task_id
         self.attempt = attempt
         self.token = token
-        self._stop = threading.Event()
+        self._should_stop = False
 
     @property
     def should_stop(self) -> bool:
@@ -22,8 +20,8 @@ class RunContext:
 
         A plain handler that takes long asks now and then; an async one is cancelled in the end.
         """
-        return self._stop.is_set()
+        return self._should_stop
 
     def ask_to_stop(self) -> None:
         """Let `should_stop` be true from now on."""
-        self._stop.set()
+        self._should_stop = True
