@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from email.message import Message as MimeHeaders
+from functools import lru_cache
 from typing import Any
 
 from fastapi import Request, Response
@@ -78,12 +79,17 @@ def declared_size(request: Request, limit: int) -> int:
 
 
 def _require_json(content_type: str | None) -> None:
+    if not _is_json(content_type or ""):
+        raise UnsupportedMediaType(content_type)
+
+
+@lru_cache(maxsize=64)  # everybody sends one of a few, and to take one apart takes long
+def _is_json(content_type: str) -> bool:
     headers = MimeHeaders()
-    headers["content-type"] = content_type or ""
+    headers["content-type"] = content_type
     kind = headers.get_content_type()
     charset = headers.get_content_charset("utf-8")
     is_json = kind == "application/json" or (
         kind.startswith("application/") and kind.endswith("+json")
     )
-    if not is_json or charset not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType(content_type)
+    return is_json and charset in ("utf-8", "utf8", "us-ascii")

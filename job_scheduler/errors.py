@@ -233,6 +233,9 @@ class ReadableStartFailure:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on, with the message of a failed start replaced."""
+        if scope["type"] != "lifespan":
+            await self._inner(scope, receive, send)
+            return
 
         async def send_readable(message: Message) -> None:
             failure = getattr(self._app.state, "start_failure", None)
@@ -240,5 +243,4 @@ class ReadableStartFailure:
                 message = {"type": message["type"], "message": failure}
             await send(message)
 
-        is_lifespan = scope["type"] == "lifespan"
-        await self._inner(scope, receive, send_readable if is_lifespan else send)
+        await self._inner(scope, receive, send_readable)

@@ -87,7 +87,7 @@ async def create_task(
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
-    response.headers["Location"] = f"{request.url.path}/{task_id}"
+    response.headers["Location"] = f"{request.scope['path']}/{task_id}"
     return stored
 
 
