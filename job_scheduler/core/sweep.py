@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
@@ -16,7 +16,7 @@ from job_scheduler.clock import Clock
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.store import DueTask, due_tasks
 from job_scheduler.core.timekeeping import measure
-from job_scheduler.core.timer import HELD_MAX, LOOKAHEAD, Timer
+from job_scheduler.core.timer import HELD_MAX, Timer
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable, SchedulerUnavailable
 
@@ -24,13 +24,16 @@ _logger = logging.getLogger(__name__)
 
 _INTERVAL = 0.5
 _PAUSE_FACTOR = 5
+HORIZON = timedelta(seconds=2)
+"""What is due within it is read again by each sweep, so it is no longer than it must be."""
+_PAUSE_MAX = HORIZON.total_seconds() / 2
 _PAGE = 5_000
-_SLICE = 200
+_SLICE = 20
 """Tasks registered in one go: each may be a job of its own for APScheduler."""
 
 
 class Sweep:
-    """Registers with the timer, twice a second, what is due within the lookahead.
+    """Registers with the timer, twice a second, what is due within two seconds.
 
     It compares `clock` with the database's on the way. `interval` is in seconds.
     """
@@ -72,7 +75,8 @@ class Sweep:
             except Exception:
                 _logger.exception("a sweep failed; the next one follows in a moment")
             # A large backlog is looked at less often: looking is not to be the main work.
-            pause = max(self._interval, _PAUSE_FACTOR * (time.monotonic() - begin))
+            pause = _PAUSE_FACTOR * (time.monotonic() - begin)
+            pause = max(self._interval, min(pause, _PAUSE_MAX))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), pause)
 
@@ -124,7 +128,7 @@ class Sweep:
         return brought
 
     def _look(self, connection: Connection, limit: int) -> list[DueTask]:
-        found = due_tasks(connection, LOOKAHEAD, limit)
+        found = due_tasks(connection, HORIZON, limit)
         measure(connection, self._clock)
         return found
 

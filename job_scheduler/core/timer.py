@@ -1,8 +1,9 @@
 """APScheduler behind few verbs: it wakes tasks that are due soon, at their instant.
 
 Only what is due within the lookahead is held; all tasks of one instant (rounded up to the
-millisecond, since a task claimed a microsecond early is not due yet) share one APScheduler
-job. All of this memory can be lost at any moment: the sweep finds every task again.
+millisecond, since a task claimed a microsecond early is not due yet), or of the two milliseconds
+before it, share one APScheduler job. All of this memory can be lost at any moment: the sweep finds
+every task again.
 
 What is due is told by the database's clock; APScheduler goes by this machine's wall clock. So
 it is given the wall clock's present time and what is still to pass. When the wall clock is put
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
+from typing import NamedTuple
 
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.base import STATE_RUNNING, BaseScheduler
@@ -32,6 +34,9 @@ LOOKAHEAD = timedelta(seconds=5)
 _PUT_BACK_DELAY = timedelta(milliseconds=200)
 _BRIEF_DELAY = timedelta(milliseconds=2)
 """How long a task waits that was to be claimed just before its time."""
+_NEAR = [timedelta(milliseconds=later) for later in (0, 1, 2)]
+"""A task shares the APScheduler job of one that is due up to so much later: at a thousand tasks a
+second, a job for each would be the timer's main work."""
 _SLICE = 1_000
 """Tasks that are fired in one go: the event loop does not stand still for all of an instant."""
 HELD_MAX = 20_000
@@ -40,10 +45,18 @@ HELD_MAX = 20_000
 
 @dataclass(slots=True)
 class _Slot:
-    """What is due at one instant, and the APScheduler job that stands for it."""
+    """What is fired at one instant, and the APScheduler job that stands for it."""
 
+    instant: datetime
     job_id: str
     tasks: dict[str, DueTask] = field(default_factory=dict)
+
+
+class _Held(NamedTuple):
+    """A task that is held; one without a slot waits for its commit alone."""
+
+    task: DueTask
+    slot: _Slot | None
 
 
 class Timer:
@@ -65,7 +78,7 @@ class Timer:
         self._clock = clock
         self._fire = fire
         self._slots: dict[datetime, _Slot] = {}
-        self._held: dict[str, DueTask] = {}
+        self._held: dict[str, _Held] = {}
         self._reserved: set[str] = set()
         self._let_go: set[str] = set()
         self._job_numbers = count()
@@ -122,8 +135,8 @@ class Timer:
         due = []
         for task in reserved:
             self._reserved.discard(task.task_id)
-            slot = self._slots.get(_instant(task))
-            if slot is None or task.task_id not in slot.tasks:
+            held = self._held.get(task.task_id)
+            if held is None or held.slot is None:
                 # It was due at once, or its instant has passed during the commit.
                 self._held.pop(task.task_id, None)
                 due.append(task)
@@ -134,9 +147,8 @@ class Timer:
         """Hold a task that is not to be fired yet, unless it is held or has no place here."""
         if task.task_id in self._held or task.due > now + LOOKAHEAD or len(self) >= HELD_MAX:
             return False
-        if task.due > now:
-            self._add(task)
-        self._held[task.task_id] = task
+        slot = self._add(task, now) if task.due > now else None
+        self._held[task.task_id] = _Held(task, slot)
         self._reserved.add(task.task_id)
         return True
 
@@ -154,8 +166,7 @@ class Timer:
         if task.due <= now:
             self._fire([task])
             return
-        self._add(task)
-        self._held[task.task_id] = task
+        self._held[task.task_id] = _Held(task, self._add(task, now))
 
     def fire_overdue(self) -> None:
         """Fire what is still held after its time: APScheduler has overslept.
@@ -209,13 +220,16 @@ class Timer:
                 self.register(task)
             raise
 
-    def _add(self, task: DueTask) -> None:
+    def _add(self, task: DueTask, now: datetime) -> _Slot:
+        """Put a task into the slot of its instant, or of one that follows at once."""
         instant = _instant(task)
-        slot = self._slots.get(instant)
+        near = (self._slots.get(instant + later) for later in _NEAR)
+        slot = next((slot for slot in near if slot is not None), None)
         if slot is None:
-            slot = _Slot(self._add_job(instant, self._clock.now()))
+            slot = _Slot(instant, self._add_job(instant, now))
             self._slots[instant] = slot
         slot.tasks[task.task_id] = task
+        return slot
 
     def _add_job(self, instant: datetime, now: datetime) -> str:
         """Let APScheduler wait from `now` until `instant`; return the job's id."""
@@ -236,17 +250,17 @@ class Timer:
         return job_id
 
     def _remove(self, task_id: str) -> DueTask | None:
-        task = self._held.get(task_id)
-        if task is None:
+        held = self._held.get(task_id)
+        if held is None:
             return None
-        slot = self._slots.get(_instant(task))
+        slot = held.slot
         if slot is not None and slot.tasks.keys() == {task_id}:
             self._remove_job(slot)
-            del self._slots[_instant(task)]
-        elif slot is not None:
+            self._slots.pop(slot.instant, None)
+        if slot is not None:
             slot.tasks.pop(task_id, None)
         del self._held[task_id]
-        return task
+        return held.task
 
     def _remove_job(self, slot: _Slot) -> None:
         try:
@@ -279,9 +293,13 @@ class Timer:
 
     def _release(self, slot: _Slot) -> list[DueTask]:
         """Hold the tasks of a slot no longer; return them without those not committed yet."""
-        due = [task for task_id, task in slot.tasks.items() if task_id not in self._reserved]
-        for task in due:
-            del self._held[task.task_id]
+        due = []
+        for task_id, task in slot.tasks.items():
+            if task_id in self._reserved:
+                self._held[task_id] = _Held(task, None)
+            else:
+                del self._held[task_id]
+                due.append(task)
         return due
 
 
