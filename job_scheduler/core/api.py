@@ -12,10 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus
-from job_scheduler.core import store
+from job_scheduler.core import idempotency, store
 from job_scheduler.core.creation import NewTask
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
-from job_scheduler.core.idempotency import IdempotencyKeyDep
 from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
@@ -42,6 +41,7 @@ _LINKS = {"show": "showTask", "runs": "listRuns", "cancel": "cancelTask"}
 @router.post(
     "",
     operation_id="createTask",
+    openapi_extra=idempotency.DOCUMENTED,
     summary="Schedule a task",
     status_code=201,
     response_model=Task,
@@ -62,7 +62,6 @@ _LINKS = {"show": "showTask", "runs": "listRuns", "cancel": "cancelTask"}
     },
 )
 async def create_task(
-    key: IdempotencyKeyDep,
     wanted: TaskCreate,
     request: Request,
     response: Response,
@@ -72,6 +71,7 @@ async def create_task(
 
     With an `Idempotency-Key` or a `task_id` the request may be repeated: it makes one task.
     """
+    key = idempotency.key_of(request)
     if key is not None and wanted.task_id is not None:
         raise NamedTwice
     if (refusal := services.refusal_of(wanted.name)) is not None:

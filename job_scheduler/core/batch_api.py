@@ -19,10 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from job_scheduler.batch_exceptions import BatchConflict, BatchNotCreated, InvalidBatch
 from job_scheduler.bodies import declared_size, read_json
 from job_scheduler.constants import BATCH_BODY_MAX_BYTES
+from job_scheduler.core import idempotency
 from job_scheduler.core.batch_body import parse
 from job_scheduler.core.creation import NewTask, create_all
 from job_scheduler.core.fields import EXAMPLE_ID
-from job_scheduler.core.idempotency import IdempotencyKeyDep
 from job_scheduler.core.schemas import Task, TaskBatch, TaskCreate
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
@@ -50,7 +50,8 @@ del _SCHEMA["$defs"]  # They stand among the components, for the route of a sing
     status_code=201,
     response_model=list[Task],
     openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}},
+        **idempotency.DOCUMENTED,
     },
     responses=problems(
         400,
@@ -62,12 +63,13 @@ del _SCHEMA["$defs"]  # They stand among the components, for the route of a sing
         503,
     ),
 )
-async def create_batch(key: IdempotencyKeyDep, request: Request, services: ServicesDep) -> Response:
+async def create_batch(request: Request, services: ServicesDep) -> Response:
     """Schedule up to 10,000 tasks: all of them, or none.
 
     The answer lists the tasks as stored, in the order of the request. With an `Idempotency-Key`,
     or with a `task_id` in each task, the request may be repeated: it makes each task once.
     """
+    key = idempotency.key_of(request)
     with services.batches.room(declared_size(request, BATCH_BODY_MAX_BYTES)):
         raw = await read_json(request, BATCH_BODY_MAX_BYTES)
         async with services.batches.turn:
