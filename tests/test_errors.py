@@ -274,7 +274,8 @@ def test_body_that_comes_in_pieces_is_measured_and_read_whole(store: Backend) ->
 
 
 def test_service_process_survives_what_comes_over_a_socket(tmp_path: Path) -> None:
-    with service_process(tmp_path, {"REDIS_URL": "", "LOG_LEVEL": "DEBUG"}) as service, service.start() as client:
+    environment = {"REDIS_URL": "", "LOG_LEVEL": "DEBUG"}  # a line for each request
+    with service_process(tmp_path, environment) as service, service.start() as client:
         for body in (b"x" * 10_000_000, b'{"a":' * 2_000_000):
             assert_problem(send(client, body), 413, "BODY_413")
         for kind, hostile, _, status, code in HOSTILE:
