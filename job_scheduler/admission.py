@@ -10,10 +10,12 @@ from job_scheduler.exceptions import Overloaded
 class Admission:
     """Room in memory for `max_bytes` of bodies; `turn` lets `at_once` of them be worked on.
 
-    Whoever finds no room is refused at once. Whoever has room waits for its turn.
+    Whoever finds no room is refused at once. Whoever has room waits for its turn. A body that is
+    not complete after `upload_seconds` is waited for no longer: a few callers could hold all room.
     """
 
-    def __init__(self, at_once: int, max_bytes: int) -> None:
+    def __init__(self, at_once: int, max_bytes: int, upload_seconds: float) -> None:
+        self.upload_seconds = upload_seconds
         self.turn = asyncio.Semaphore(at_once)
         self._free = max_bytes
 

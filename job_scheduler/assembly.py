@@ -58,6 +58,7 @@ _BATCHES_AT_WORK = 2
 """Batches of creates that are parsed or stored at a time: while the database has one, the other
 has the interpreter."""
 _BATCHES_MAX_BYTES = 2 * BATCH_BODY_MAX_BYTES
+_UPLOAD_SECONDS = 60.0
 _LEAVE_SECONDS = 5.0
 """How long the shutdown waits for the database to take note of it."""
 
@@ -88,6 +89,7 @@ async def start(
                 pool_size=1,
                 # No longer than a heartbeat may take, and 2 s, libpq's least.
                 connect_seconds=max(2, min(5, int(settings.lease_seconds / 3))),
+                try_first=True,
             )
         ),
         Member(new_task_id(clock.now()), own_identity()),
@@ -169,7 +171,7 @@ async def start(
         clock=clock,
         database=database,
         creates=Batcher(create),
-        batches=Admission(_BATCHES_AT_WORK, _BATCHES_MAX_BYTES),
+        batches=Admission(_BATCHES_AT_WORK, _BATCHES_MAX_BYTES, _UPLOAD_SECONDS),
         lock=lock,
         registry=registry,
         timer=timer,

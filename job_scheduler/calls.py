@@ -31,6 +31,11 @@ class Call:
         self._given_up = False
         self._line: Line | None = None
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._given_up
+
     def run(self, work: Callable[[], T]) -> T:
         """Do the work, unless the call was given up before its turn came.
 
@@ -59,6 +64,12 @@ class Call:
         """Use this line from now on; False when the call was given up. For `Line` alone."""
         self._line = line
         return not self._given_up
+
+
+def is_given_up() -> bool:
+    """Tell whether the call that this thread is at was given up."""
+    call = _current.get()
+    return call is not None and call.is_given_up
 
 
 class Line:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from job_scheduler import postgresql, sqlite, strict_json
-from job_scheduler.calls import Call, bounded
+from job_scheduler.calls import Call, bounded, is_given_up
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
 from job_scheduler.threads import DaemonThreads
 
@@ -68,19 +68,31 @@ class Database:
             DatabaseUnavailable: it cannot be reached.
         """
 
-        def once() -> T:
-            with self.reading() as connection:
-                return work(connection, *args, **kwargs)
-
         def call() -> T:
-            try:
-                return once()
-            except DatabaseUnavailable as error:
-                if not _was_lost(error):
-                    raise
-            return once()
+            return self.read_here(None, work, *args, **kwargs)
 
         return await self._within_patience(self._readers, call, DatabaseUnavailable())
+
+    def read_here(
+        self,
+        patience: float | None,
+        work: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Do what ``read`` does, in the caller's own thread; cut off after `patience` seconds.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached.
+        """
+        try:
+            with self.reading(patience) as connection:
+                return work(connection, *args, **kwargs)
+        except DatabaseUnavailable as error:
+            if not _was_lost(error):
+                raise
+        with self.reading(patience) as connection:
+            return work(connection, *args, **kwargs)
 
     async def write(
         self,
@@ -212,8 +224,12 @@ def build_engine(
     url: URL,
     pool_size: int = 2 * _THREADS + 1,
     connect_seconds: int = postgresql.CONNECT_SECONDS,
+    *,
+    try_first: bool = False,
 ) -> Engine:
     """Build an engine for PostgreSQL or SQLite; nothing is opened yet.
+
+    With `try_first` each connection is tried before it is used, for those who cannot repeat.
 
     Raises:
         ConfigurationError: SQLite's file lies on a network file system.
@@ -230,6 +246,7 @@ def build_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=5,
+        pool_pre_ping=try_first,
         connect_args=postgresql.connect_arguments(url, connect_seconds),
         **json,
     )
@@ -241,10 +258,11 @@ def _was_lost(error: DatabaseUnavailable) -> bool:
     """Tell whether the connection was lost, most likely long before, and nothing was changed.
 
     No connection is tried before it is used, which would double the round trips. All others in
-    the pool are dropped with the first that fails: the next one is new.
+    the pool are dropped with the first that fails, so the next one is new (unless the machine's
+    clock was put back).
     """
     lost = getattr(error.__cause__, "connection_invalidated", False)
-    return lost and not isinstance(error, CommitOutcomeUnknown)
+    return lost and not isinstance(error, CommitOutcomeUnknown) and not is_given_up()
 
 
 def _is_rolled_back(error: BaseException | None) -> bool:

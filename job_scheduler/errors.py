@@ -26,6 +26,7 @@ _STATUS: dict[type[domain.JobSchedulerError], HTTPStatus] = {
     domain.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     domain.InvalidBody: HTTPStatus.BAD_REQUEST,
     UnusableJson: HTTPStatus.UNPROCESSABLE_ENTITY,
+    domain.BodyTooSlow: HTTPStatus.REQUEST_TIMEOUT,
     domain.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     domain.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     domain.TaskNotFound: HTTPStatus.NOT_FOUND,
@@ -45,6 +46,7 @@ _FRAMEWORK_DETAILS = {
 _DESCRIPTIONS = {
     400: "The body is not JSON (`BODY_400`).",
     404: "There is no such task (`TASK_404`).",
+    408: "The body took too long to arrive (`BODY_408`).",
     409: "The present state does not allow it (`TASK_DELETE_409`, `TASK_CREATE_409`, "
     "`RECOVERY_409`).",
     413: "The body is too large (`BODY_413`).",
@@ -62,6 +64,7 @@ _DESCRIPTIONS = {
 _EXAMPLES: list[domain.JobSchedulerError] = [
     domain.InvalidBody("The body is not valid JSON: Expecting value at line 1, column 10."),
     domain.TaskNotFound(EXAMPLE_ID),
+    domain.BodyTooSlow(60.0),
     domain.BodyTooLarge(BODY_MAX_BYTES),
     domain.UnsupportedMediaType("text/plain"),
     domain.InvalidField("body", "run_at", f"Not an ISO 8601 date and time. {INSTANT_REMEDY}"),

@@ -73,6 +73,18 @@ class InvalidBody(InvalidRequest):
     error_code = "BODY_400"
 
 
+class BodyTooSlow(InvalidBody):
+    """The body took too long to arrive."""
+
+    error_code = "BODY_408"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The body was not complete after {seconds:g} s. Nothing was stored. Send less in one "
+            "request, or through a faster connection."
+        )
+
+
 class BodyTooLarge(InvalidBody):
     """The body is longer than this route allows."""
 

@@ -150,7 +150,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
     }
     assert statuses == {
         "POST /tasks": {400, 409, 413, 415, 422, 500, 503},
-        "POST /tasks/batch": {400, 409, 413, 415, 422, 500, 503},
+        "POST /tasks/batch": {400, 408, 409, 413, 415, 422, 500, 503},
         "GET /tasks": {422, 500, 503},
         "GET /tasks/{task_id}": {404, 500, 503},
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},

@@ -1,6 +1,7 @@
 """POST /tasks/batch: all tasks are created, or none is, and each has its answer."""
 
 import asyncio
+import json
 import threading
 from typing import Any
 from uuid import UUID, uuid4
@@ -504,6 +505,34 @@ def test_request_that_is_cancelled_leaves_its_tasks_to_the_sweep_or_to_nobody(
 # -------------------------------------------------------------------- many at once
 
 
+def test_body_that_does_not_arrive_holds_its_room_for_a_while_only(store: Backend) -> None:
+    sent: list[Any] = []
+
+    async def nothing_comes() -> Any:
+        await asyncio.sleep(3_600)
+
+    async def send_part(message: Any) -> None:
+        sent.append(message)
+
+    with running(store) as client:
+        services_of(client).batches.upload_seconds = 0.1
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/tasks/batch",
+            "query_string": b"",
+            "headers": [(b"content-length", str(BATCH_BODY_MAX_BYTES).encode())],
+            "state": dict(client.app_state),
+        }
+        client.portal.call(client.app, scope, nothing_comes, send_part)  # type: ignore[union-attr]
+        start, body = sent
+        assert (start["status"], json.loads(body["body"])["error_code"]) == (408, "BODY_408")
+        with services_of(client).batches.room(2 * BATCH_BODY_MAX_BYTES):
+            pass
+
+
 def test_bodies_for_which_there_is_no_room_are_refused_at_once(store: Backend) -> None:
     with running(store) as client:
         services = services_of(client)
@@ -522,7 +551,7 @@ def test_bodies_for_which_there_is_no_room_are_refused_at_once(store: Backend) -
 
 
 def test_room_is_given_back_however_it_ends() -> None:
-    admission = Admission(1, 10)
+    admission = Admission(1, 10, 60.0)
 
     def fail() -> None:
         with admission.room(10):

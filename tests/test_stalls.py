@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import make_url
 
 from job_scheduler.calls import Call, Line, bounded
@@ -109,8 +109,9 @@ def test_calls_into_a_black_hole_are_given_up_and_leave_nothing_behind(
         answers = await asyncio.gather(*(ask(one) for _ in range(CALLS)), return_exceptions=True)
         assert all(isinstance(answer, DatabaseUnavailable) for answer in answers)
         unknown = [answer for answer in answers if isinstance(answer, CommitOutcomeUnknown)]
-        # Four had begun. Those whose turn had not come did nothing, and are told so.
-        assert 0 < len(unknown) <= 4 if writes else not unknown
+        # Four had begun, and a few more may have as threads became free. Those whose turn had not
+        # come did nothing, and are told so.
+        assert 0 < len(unknown) < CALLS / 2 if writes else not unknown
         assert await ask(one) == 1
         assert set(await asyncio.gather(*(ask(one) for _ in range(CALLS)))) == {1}
         assert (in_use(database), threading.active_count()) == (0, threads)
@@ -149,6 +150,22 @@ def test_wait_in_mid_transaction_is_ended(store: Backend, at: str) -> None:
 
     with behind(store) as (hole, database):
         asyncio.run(scenario(hole, database))
+
+
+def test_call_that_was_given_up_does_not_connect_anew(store: Backend) -> None:
+    connected: list[Any] = []
+
+    async def scenario(database: Database, hole: BlackHole) -> None:
+        assert await database.read(one) == 1
+        event.listen(database.engine, "do_connect", lambda *given: connected.append(given))
+        hole.swallow()
+        with pytest.raises(DatabaseUnavailable):
+            await database.read(one)
+        await asyncio.to_thread(wait_until, lambda: in_use(database) == 0)
+
+    with behind(store) as (hole, database):
+        asyncio.run(scenario(database, hole))
+    assert connected == []
 
 
 def test_call_is_cut_off_also_when_nobody_waits_for_it_any_more(store: Backend) -> None:

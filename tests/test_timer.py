@@ -820,6 +820,24 @@ def test_sweep_does_not_bring_back_what_was_withdrawn_while_it_looked(store: Bac
     sweeping(store, scenario)
 
 
+def test_sweep_does_not_bring_what_is_withdrawn_while_it_registers(store: Backend) -> None:
+    for _ in range(30):
+        store.insert_task(run_at=later(1.5))
+    last = store.insert_task(run_at=later(1.9))
+
+    async def scenario(swept: Swept) -> None:
+        registering = asyncio.ensure_future(swept.sweep.sweep())
+        while not len(swept.timer):  # noqa: ASYNC110 (it registers them in slices)
+            await asyncio.sleep(0)
+        assert last not in swept.timer
+        with swept.timer.withdrawn(last):
+            pass
+        assert await registering == 30
+        assert last not in swept.timer
+
+    sweeping(store, scenario)
+
+
 def test_sweep_takes_a_bounded_number_and_comes_again_when_there_is_room(store: Backend) -> None:
     store.insert_tasks(12_000, run_at=later(-1))
 

@@ -174,6 +174,22 @@ def test_every_session_ended_again_and_again_loses_and_doubles_nothing(
     assert sorted(runs) == sorted(labels)
 
 
+def test_closed_connections_are_replaced_unnoticed_by_the_heart_and_by_a_report(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    with running(store, registry, lease_seconds=60) as client:
+        services = services_of(client)
+        report = services.registry.get("send_report")
+        assert report is not None
+        for _ in range(2):
+            store.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            services.heartbeat.beat()
+            assert report.function(hours=1)["tasks_by_status"] == {}
+
+
 def test_outage_is_no_busy_loop_and_what_ended_meanwhile_is_recorded(
     store: Backend, registry: HandlerRegistry
 ) -> None:

@@ -28,7 +28,13 @@ from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
 from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
-from job_scheduler.exceptions import BodyTooLarge, InvalidField, SchedulerUnavailable, TaskConflict
+from job_scheduler.exceptions import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidField,
+    SchedulerUnavailable,
+    TaskConflict,
+)
 from job_scheduler.identifiers import new_task_id, task_id_in_batch
 
 _logger = logging.getLogger(__name__)
@@ -55,6 +61,7 @@ del _SCHEMA["$defs"]  # They stand among the components, for the route of a sing
     },
     responses=problems(
         400,
+        408,
         BatchConflict({1: TaskConflict(EXAMPLE_ID)}),
         BodyTooLarge(BATCH_BODY_MAX_BYTES),
         415,
@@ -71,7 +78,7 @@ async def create_batch(request: Request, services: ServicesDep) -> Response:
     """
     key = idempotency.key_of(request)
     with services.batches.room(declared_size(request, BATCH_BODY_MAX_BYTES)):
-        raw = await read_json(request, BATCH_BODY_MAX_BYTES)
+        raw = await _read(request, services.batches.upload_seconds)
         async with services.batches.turn:
             wanted = await asyncio.to_thread(parse, raw, services.refusal_of, keyed=key is not None)
             new = await asyncio.to_thread(_identify, wanted, key, services.clock.now())
@@ -84,6 +91,14 @@ async def create_batch(request: Request, services: ServicesDep) -> Response:
                 raise BatchNotCreated(len(new)) from error
             answer = await asyncio.to_thread(_written, stored)
     return Response(answer, 201, media_type="application/json")
+
+
+async def _read(request: Request, seconds: float) -> bytes:
+    try:
+        async with asyncio.timeout(seconds):
+            return await read_json(request, BATCH_BODY_MAX_BYTES)
+    except TimeoutError:
+        raise BodyTooSlow(seconds) from None
 
 
 def _identify(wanted: Sequence[TaskCreate], key: str | None, now: datetime) -> list[NewTask]:

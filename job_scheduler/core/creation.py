@@ -61,7 +61,7 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
     A task whose id exists already is not inserted again: the answer is the present one when
     it was made by the same request, else ``TaskConflict``.
     """
-    return create_or_find(connection, new).answers
+    return _create_or_find(connection, new).answers
 
 
 def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) -> list[TaskRow]:
@@ -73,7 +73,7 @@ def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) 
         BatchConflict: some exist already, made by other requests.
         BatchKeyReused: the key belongs to other tasks, or to more of them, or to less.
     """
-    created = create_or_find(connection, new)
+    created = _create_or_find(connection, new)
     answers = enumerate(created.answers)
     conflicts = {place: one for place, one in answers if isinstance(one, TaskConflict)}
     if key is not None:
@@ -85,7 +85,7 @@ def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) 
     return [answer for answer in created.answers if not isinstance(answer, TaskConflict)]
 
 
-def create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:
+def _create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:
     """Do what ``create_tasks`` does, and tell how many were inserted."""
     # Of several with one id the first is inserted; the others are compared with it.
     first = {task.task_id: task for task in reversed(new)}

@@ -12,8 +12,8 @@ from job_scheduler.core.store import DueTask
 _logger = logging.getLogger(__name__)
 
 _BROKEN_PAUSE = 1.0
-RECORDING_MAX = 1_000
-"""Runs whose result is still to be recorded, at most: no more are started then."""
+RECORDING_MAX = 200
+"""While so many results wait to be recorded no more runs are started: each may be a megabyte."""
 QUEUE_MAX = 20_000
 """Due tasks that wait for capacity in memory, at most."""
 

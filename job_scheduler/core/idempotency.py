@@ -60,9 +60,9 @@ DOCUMENTED: dict[str, Any] = {
             "name": _HEADER,
             "in": "header",
             "required": False,
-            "description": "A key of your choice, new for each task. Repeating the same request "
-            "with the same key then yields the same task, once; with another body it is refused "
-            "with 422. It holds for as long as the task exists. Instead of `task_id`.",
+            "description": "A key of your choice, new for each task or batch. Repeating the same "
+            "request with the same key then yields the same tasks, once; with another body it is "
+            "refused with 422. It holds for as long as the tasks exist. Instead of `task_id`.",
             "schema": {
                 "title": _HEADER,
                 "type": "string",

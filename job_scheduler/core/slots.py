@@ -98,10 +98,10 @@ class Slots:
         Raises:
             SchedulerUnavailable: APScheduler refuses; nothing was changed.
         """
-        if slot.tasks.keys() == {task_id} and self._slots.get(slot.instant) is slot:
+        if slot.tasks.keys() == {task_id}:
             self._remove_job(slot)
             del self._slots[slot.instant]
-        slot.tasks.pop(task_id, None)
+        del slot.tasks[task_id]
 
     def take_overdue(self) -> list[Slot]:
         """Keep the slots no longer whose time has come, and return them."""

@@ -33,7 +33,8 @@ _SLICE = 20
 
 
 class Sweep:
-    """Registers with the timer, twice a second, what is due within two seconds.
+    """Registers with the timer what is due within two seconds: twice a second, or more seldom when
+    there is so much that looking takes long.
 
     It compares `clock` with the database's on the way. `interval` is in seconds.
     """

@@ -29,8 +29,7 @@ def build_send_report(database: Database, clock: Clock) -> Callable[..., Report 
         if format not in ("json", "markdown"):
             raise ValueError(f"format must be 'json' or 'markdown', not {format!r}")
         start, end = _period(hours, until, clock.now())
-        with database.reading(PATIENCE_SECONDS) as connection:
-            report = _report(connection, start, end)
+        report = database.read_here(PATIENCE_SECONDS, _report, start, end)
         return report if format == "json" else _markdown(report)
 
     return send_report
