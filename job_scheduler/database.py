@@ -1,9 +1,7 @@
 """The database: engine, transactions, and the threads in which its blocking calls run."""
 
 import asyncio
-import logging
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,28 +10,24 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from job_scheduler import postgresql, sqlite, strict_json
-from job_scheduler.calls import Call, bounded, is_given_up
+from job_scheduler.calls import Call, bounded
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
+from job_scheduler.outages import as_outage, is_rolled_back, was_lost
 from job_scheduler.threads import DaemonThreads
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Dialect = Literal["postgresql", "sqlite"]
 
-_logger = logging.getLogger(__name__)
-
 _THREADS = 4
 PATIENCE_SECONDS = 17.0
 """How long a call may take. The server itself ends a statement after 15 seconds, and says so: the
 two more let that answer arrive, so that only a call that gets no answer is given up."""
 _CLOSE_SECONDS = 3.0
-_READ_ONLY_TRANSACTION = "25006"
-# Serialization failure, deadlock: the server has rolled the transaction back.
-_ROLLED_BACK = ("40001", "40P01")
 _TRIES = 6
 _PAUSE_SECONDS = 0.05
 
@@ -89,7 +83,7 @@ class Database:
             with self.reading(patience) as connection:
                 return work(connection, *args, **kwargs)
         except DatabaseUnavailable as error:
-            if not _was_lost(error):
+            if not was_lost(error):
                 raise
         with self.reading(patience) as connection:
             return work(connection, *args, **kwargs)
@@ -120,9 +114,9 @@ class Database:
                 try:
                     return once()
                 except DatabaseUnavailable as error:
-                    if _was_lost(error):
+                    if was_lost(error):
                         break
-                    if not _is_rolled_back(error.__cause__):
+                    if not is_rolled_back(error):
                         raise
                 # Not in step with the other one.
                 threading.Event().wait(_PAUSE_SECONDS * random.random())  # noqa: S311 (no secret)
@@ -184,7 +178,7 @@ class Database:
             ):
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
-            raise _unavailable(error, DatabaseUnavailable()) from error
+            raise as_outage(error, DatabaseUnavailable()) from error
 
     @contextmanager
     def writing(self, patience: float | None = None) -> Iterator[Connection]:
@@ -203,7 +197,7 @@ class Database:
                 failure = CommitOutcomeUnknown()
                 connection.commit()
         except (DBAPIError, PoolTimeoutError) as error:
-            raise _unavailable(error, failure) from error
+            raise as_outage(error, failure) from error
 
     def close(self) -> None:
         """Wait a little for the calls under way, cut off the others, and disconnect."""
@@ -252,34 +246,3 @@ def build_engine(
     )
     event.listen(engine, "connect", postgresql.configure)
     return engine
-
-
-def _was_lost(error: DatabaseUnavailable) -> bool:
-    """Tell whether the connection was lost, most likely long before, and nothing was changed.
-
-    No connection is tried before it is used, which would double the round trips. All others in
-    the pool are dropped with the first that fails, so the next one is new (unless the machine's
-    clock was put back).
-    """
-    lost = getattr(error.__cause__, "connection_invalidated", False)
-    return lost and not isinstance(error, CommitOutcomeUnknown) and not is_given_up()
-
-
-def _is_rolled_back(error: BaseException | None) -> bool:
-    return getattr(getattr(error, "orig", None), "pgcode", None) in _ROLLED_BACK
-
-
-def _unavailable(error: DBAPIError | PoolTimeoutError, failure: DatabaseUnavailable) -> Exception:
-    """Tell an outage (to be reported as `failure`) from a mistake of ours (raised as it is)."""
-    if isinstance(error, PoolTimeoutError | InterfaceError) or error.connection_invalidated:
-        return failure
-    if _is_rolled_back(error):
-        return DatabaseUnavailable()  # at COMMIT, too: nothing was changed
-    if getattr(error.orig, "pgcode", None) == _READ_ONLY_TRANSACTION:
-        return failure
-    # SQLite's general code stands for a wrong statement; its outages have codes of their own.
-    mistake = getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-    if isinstance(error, OperationalError) and not mistake:
-        _logger.debug("database unavailable", exc_info=error)
-        return failure
-    return error
