@@ -114,6 +114,7 @@ class Protocol(RuleBasedStateMachine):
         except TaskNotCancellable:
             assert not known.is_deleted
         else:
+            assert self.former[task_id]["status"] == "scheduled", "it had begun, or ended"
             known.is_deleted = True
             known.started.append("deleted")
 
@@ -316,6 +317,8 @@ class Protocol(RuleBasedStateMachine):
                 assert entry["result"] == entry["claim_token"]
                 row = rows[entry["task_id"]]
                 assert (row["status"], row["claim_token"]) == ("done", entry["claim_token"])
+            if entry["outcome"] in ("crashed", "interrupted") and known.on_crash == "hold":
+                assert rows[entry["task_id"]]["status"] == "unknown", "nobody was asked"
             if entry["outcome"] == "crashed":
                 assert entry["instance_id"] not in living, "a living instance's run was rescued"
         self.former = rows
