@@ -113,14 +113,17 @@ class Dispatcher:
         return len(self._busy) < self._max_running and recording < RECORDING_MAX
 
     def _free(self, task: DueTask, lane: Lane) -> None:
+        self._give_back(task, lane)
+        self._start_runs()
+
+    def _give_back(self, task: DueTask, lane: Lane) -> None:
         if task.task_id in self._busy:
             self._busy.discard(task.task_id)
             lane.running -= 1
-            self._start_runs()
 
     def _finish(self, task: DueTask, lane: Lane, run: asyncio.Future[None]) -> None:
         self._runs.discard(run)
-        self._free(task, lane)
+        self._give_back(task, lane)
         if not run.cancelled() and (error := run.exception()) is not None:
             _logger.error("the run of task %s broke off", task.task_id, exc_info=error)
             # Not at once again: what broke may well break again.
