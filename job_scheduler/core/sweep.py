@@ -134,6 +134,4 @@ class Sweep:
         return found
 
     def _is_held(self, task: DueTask) -> bool:
-        task_id = task.task_id
-        held = task_id in self._timer or task_id in self._dispatcher
-        return held or self._timer.has_let_go(task_id)
+        return task.task_id in self._timer or task.task_id in self._dispatcher
