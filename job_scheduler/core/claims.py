@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, case, func, select, text
 
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, TaskStatus
+from job_scheduler.core.given import given_rows
 from job_scheduler.core.models import NOW_SQL, UtcDateTime
 from job_scheduler.core.store import DueTask, tasks
 
@@ -57,6 +58,8 @@ DUE = case(
     (tasks.c.attempt <= 1, tasks.c.run_at), else_=func.coalesce(tasks.c.retry_at, tasks.c.run_at)
 )
 """When the attempt that a running task's row tells of was to start."""
+DUE_SQL = "CASE WHEN attempt <= 1 THEN run_at ELSE coalesce(retry_at, run_at) END"
+"""The same, for statements written as text."""
 
 RUN_COLUMNS = [
     tasks.c.task_id,
@@ -130,13 +133,7 @@ def _run_members(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-_GIVEN = {
-    "postgresql": "json_to_recordset(CAST(:given AS json)) AS given(task_id uuid, token uuid)",
-    "sqlite": (
-        "(SELECT json_extract(value, '$.task_id') AS task_id, "
-        "json_extract(value, '$.token') AS token FROM json_each(:given)) AS given"
-    ),
-}
+_MEMBERS = {"task_id": "uuid", "token": "uuid"}
 
 
 def _claim_statement(dialect: str, *, repeated: bool) -> Any:
@@ -151,7 +148,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
         f"""
         WITH due AS MATERIALIZED (
             SELECT task.task_id AS id, given.token AS token, task.status AS former
-            FROM {_GIVEN[dialect]}
+            FROM {given_rows(dialect, _MEMBERS)}
             JOIN scheduled_tasks AS task ON task.task_id = given.task_id
             WHERE (task.status = 'scheduled' AND task.missed_at IS NULL
                     AND coalesce(task.retry_at, task.run_at) <= {now})
@@ -171,7 +168,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
-            CASE WHEN attempt <= 1 THEN run_at ELSE coalesce(retry_at, run_at) END AS due,
+            {DUE_SQL} AS due,
             started_at, name, payload
         """  # noqa: S608 (made of constants)
     ).columns(

@@ -14,6 +14,8 @@ from sqlalchemy import Connection, Result, select, text
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
 from job_scheduler.constants import OnCrash
+from job_scheduler.core.given import given_rows
+from job_scheduler.core.models import NOW_SQL
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import SHOWN, TaskRow, tasks
 from job_scheduler.exceptions import TaskConflict
@@ -166,18 +168,13 @@ def _written(moment: datetime, dialect: str) -> str:
     return moment.isoformat()
 
 
-_GIVEN = {
-    "postgresql": (
-        "json_to_recordset(CAST(:given AS json)) AS given(task_id uuid, name text, "
-        "run_at timestamptz, payload json, max_attempts integer, on_crash text)"
-    ),
-    "sqlite": (
-        "(SELECT json_extract(value, '$.task_id') AS task_id, "
-        "json_extract(value, '$.name') AS name, json_extract(value, '$.run_at') AS run_at, "
-        "json_extract(value, '$.payload') AS payload, "
-        "json_extract(value, '$.max_attempts') AS max_attempts, "
-        "json_extract(value, '$.on_crash') AS on_crash FROM json_each(:given)) AS given"
-    ),
+_MEMBERS = {
+    "task_id": "uuid",
+    "name": "text",
+    "run_at": "timestamptz",
+    "payload": "json",
+    "max_attempts": "integer",
+    "on_crash": "text",
 }
 _UNSET = {column.name: None for column in SHOWN}
 _DECIDED = {
@@ -190,14 +187,14 @@ _DECIDED = {
 
 def _insert_statement(dialect: str) -> Any:
     # WHERE true: SQLite would else take the ON for the condition of a join.
+    names = ", ".join(_MEMBERS)
     return text(
-        f"""INSERT INTO scheduled_tasks (task_id, name, run_at, payload, max_attempts, on_crash)
-        SELECT task_id, name, run_at, payload, max_attempts, on_crash
-        FROM {_GIVEN[dialect]} WHERE true
+        f"""INSERT INTO scheduled_tasks ({names})
+        SELECT {names} FROM {given_rows(dialect, _MEMBERS)} WHERE true
         ON CONFLICT DO NOTHING
         RETURNING CAST(task_id AS text) AS task_id, {", ".join(_DECIDED)}
         """  # noqa: S608 (made of constants)
     ).columns(**_DECIDED)
 
 
-_INSERT = {dialect: _insert_statement(dialect) for dialect in _GIVEN}
+_INSERT = {dialect: _insert_statement(dialect) for dialect in NOW_SQL}

@@ -14,7 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome
-from job_scheduler.core.claims import Run
+from job_scheduler.core.claims import DUE_SQL, Run
+from job_scheduler.core.given import given_rows
 from job_scheduler.core.models import NOW_SQL, TaskRun, database_now
 from job_scheduler.core.outcomes import Decision, Outcome, decide
 from job_scheduler.core.store import tasks
@@ -136,17 +137,12 @@ def _keep_as_lost(connection: Connection, late: Sequence[Record]) -> None:
     )
 
 
-_GIVEN = {
-    "postgresql": (
-        "json_to_recordset(CAST(:given AS json)) AS given"
-        "(task_id uuid, token uuid, status text, result text, outcome text)"
-    ),
-    "sqlite": (
-        "(SELECT json_extract(value, '$.task_id') AS task_id, "
-        "json_extract(value, '$.token') AS token, json_extract(value, '$.status') AS status, "
-        "json_extract(value, '$.result') AS result, json_extract(value, '$.outcome') AS outcome "
-        "FROM json_each(:given)) AS given"
-    ),
+_MEMBERS = {
+    "task_id": "uuid",
+    "token": "uuid",
+    "status": "text",
+    "result": "text",
+    "outcome": "text",
 }
 _RESULT = {"postgresql": "CAST(given.result AS json)", "sqlite": "given.result"}
 
@@ -167,7 +163,8 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
                 task.started_at, task.instance_id,
                 given.status AS becomes, given.status <> 'scheduled' AS has_ended,
                 given.outcome, {_RESULT[dialect]} AS result
-            FROM {_GIVEN[dialect]} JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+            FROM {given_rows(dialect, _MEMBERS)}
+            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
             WHERE task.status = 'running' AND task.claim_token = given.token
             ORDER BY task.task_id {row_lock}
         )"""  # noqa: S608 (made of constants)
@@ -175,8 +172,7 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
         INSERT INTO task_runs (task_id, claim_token, attempt, scheduled_for, started_at,
             finished_at, outcome, result, instance_id)
         SELECT task_id, claim_token, attempt,
-            CASE WHEN attempt <= 1 THEN run_at ELSE coalesce(retry_at, run_at) END,
-            started_at, {now}, outcome, result, instance_id
+            {DUE_SQL}, started_at, {now}, outcome, result, instance_id
         FROM standing
         WHERE outcome IS NOT NULL
         -- A claim that was carried out once more, after its record, bears an old token.

@@ -1,0 +1,16 @@
+"""A batch as one JSON parameter, ``:given``, so that a statement's text never changes."""
+
+from collections.abc import Mapping
+
+
+def given_rows(dialect: str, columns: Mapping[str, str]) -> str:
+    """Return what stands after FROM for the rows of ``:given``, an array of objects.
+
+    The rows are called ``given``; `columns` are the objects' members and their types, as
+    PostgreSQL names them. SQLite takes a member as it is.
+    """
+    if dialect == "postgresql":
+        typed = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+        return f"json_to_recordset(CAST(:given AS json)) AS given({typed})"
+    members = ", ".join(f"json_extract(value, '$.{name}') AS {name}" for name in columns)
+    return f"(SELECT {members} FROM json_each(:given)) AS given"  # noqa: S608 (made of constants)
