@@ -150,9 +150,13 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             SELECT task.task_id AS id, given.token AS token, task.status AS former
             FROM {given_rows(dialect, _MEMBERS)}
             JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-            WHERE (task.status = 'scheduled' AND task.missed_at IS NULL
-                    AND coalesce(task.retry_at, task.run_at) <= {now})
-                OR (task.status = 'running' AND task.claim_token = given.token)
+            -- CASE hides these conditions from the partial indexes: each task is found by its id.
+            -- With OR, all that is due would be read for each batch.
+            WHERE CASE task.status
+                WHEN 'scheduled' THEN task.missed_at IS NULL
+                    AND coalesce(task.retry_at, task.run_at) <= {now}
+                WHEN 'running' THEN task.claim_token = given.token
+                ELSE false END
             ORDER BY task.task_id {row_lock}
         )
         UPDATE scheduled_tasks SET
