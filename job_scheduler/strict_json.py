@@ -104,6 +104,8 @@ def as_result(value: Any) -> Any:
     kept as its ``repr``, and one of more than ``RESULT_MAX_BYTES`` as its beginning, each
     inside an object that says so: that the work was done matters more than how it was put.
     """
+    if value is None:
+        return None
     try:
         plain = to_jsonable_python(value)
         text = json.dumps(plain, separators=(",", ":"))

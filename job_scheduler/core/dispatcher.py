@@ -3,9 +3,10 @@
 import asyncio
 import heapq
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from job_scheduler.core.store import DueTask
 
@@ -39,7 +40,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        run_task: Callable[[str, Callable[[], None]], Awaitable[None]],
+        run_task: Callable[[str, Callable[[], None]], Coroutine[Any, Any, None]],
         lane_of: Callable[[str], Lane],
         max_running: int,
         on_room: Callable[[], None],
@@ -94,6 +95,7 @@ class Dispatcher:
         return not self._runs
 
     def _start_runs(self) -> None:
+        loop = asyncio.get_running_loop()
         while not self._stopping and self._has_room():
             ready = [lane for lane in self._lanes if lane.queue and lane.running < lane.capacity]
             if not ready:
@@ -102,9 +104,8 @@ class Dispatcher:
             task = heapq.heappop(lane.queue)
             lane.running += 1
             self._busy.add(task.task_id)
-            run = asyncio.ensure_future(
-                self._run_task(task.task_id, partial(self._free, task, lane))
-            )
+            free = partial(self._free, task, lane)
+            run = loop.create_task(self._run_task(task.task_id, free))
             self._runs.add(run)
             run.add_done_callback(partial(self._finish, task, lane))
 

@@ -66,7 +66,8 @@ class Caller:
         call = _Call(claim)
         arguments = {} if handler.context is None else {handler.context: call.context}
         if handler.is_async:
-            call.future = asyncio.ensure_future(_outcome_of_async(call, handler, arguments))
+            run = _outcome_of_async(call, handler, arguments)
+            call.future = asyncio.get_running_loop().create_task(run)
         else:
             call.future = self._threads.submit(lambda: _outcome_of(call, handler, arguments))
         self._calls.add(call)
