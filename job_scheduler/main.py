@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.base import BaseScheduler
 from fastapi import FastAPI
 
@@ -16,6 +15,7 @@ from job_scheduler.config import Settings, load_settings
 from job_scheduler.core import api, batch_api, health, recovery_api, runs_api
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
 from job_scheduler.core.locks import TaskLock
+from job_scheduler.core.scheduler import LoopScheduler
 from job_scheduler.errors import add_error_handlers, add_problem_schema
 from job_scheduler.exceptions import (
     DatabaseUnavailable,
@@ -46,7 +46,7 @@ def create_app(
     settings: Settings | None = None,
     *,
     registry: HandlerRegistry = registered,
-    scheduler: Callable[[], BaseScheduler] = AsyncIOScheduler,
+    scheduler: Callable[[], BaseScheduler] = LoopScheduler,
     clock: Clock | None = None,
     lock: TaskLock | None = None,
 ) -> FastAPI:

@@ -57,8 +57,8 @@ def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[
         "-c idle_in_transaction_session_timeout=5s "
         # What was answered 201 survives a crash of the server, whatever its own default is.
         "-c synchronous_commit=on "
-        # Our joins lead from a few ids to their rows. Without statistics, or while a table is small,
-        # the planner would rather read all of it for each batch.
+        # Our joins lead from a few ids to their rows: without statistics, or in a small table,
+        # the planner would rather read all rows for each batch.
         "-c enable_hashjoin=off -c enable_mergejoin=off "
         # The driver would else ask for it, beyond the bound of connect_timeout.
         "-c datestyle=ISO"

@@ -30,6 +30,9 @@ _PAUSE_MAX = HORIZON.total_seconds() / 2
 _PAGE = 5_000
 _SLICE = 20
 """Tasks registered in one go: each may be a job of its own for APScheduler."""
+_BREATH = 0.002
+_URGENT = timedelta(seconds=0.5)
+"""What is due later can wait for a breath between slices, in which that which runs moves on."""
 
 
 class Sweep:
@@ -116,7 +119,8 @@ class Sweep:
         brought = 0
         for place, task in enumerate(new):
             if place % _SLICE == 0:
-                await asyncio.sleep(0)
+                urgent = task.due <= self._clock.now() + _URGENT
+                await asyncio.sleep(0 if urgent else _BREATH)
             if self._timer.has_let_go(task.task_id):
                 continue
             try:
