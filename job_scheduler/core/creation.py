@@ -17,12 +17,9 @@ from job_scheduler.constants import OnCrash
 from job_scheduler.core.given import given_rows
 from job_scheduler.core.models import NOW_SQL
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.core.store import FETCHED_AT_ONCE, SHOWN, TaskRow, tasks
 from job_scheduler.exceptions import TaskConflict
 from job_scheduler.identifiers import task_id_in_batch
-
-_FETCHED_AT_ONCE = 500
-"""Rows that the driver makes in one go: it lets no other thread run meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +133,7 @@ def _find(connection: Connection, ids: Sequence[str]) -> dict[str, TaskRow]:
 
 def _by_id(result: Result[Any]) -> dict[str, TaskRow]:
     names = tuple(result.keys())
-    parts = result.partitions(_FETCHED_AT_ONCE)
+    parts = result.partitions(FETCHED_AT_ONCE)
     rows = [dict(zip(names, row, strict=True)) for part in parts for row in part]
     return {row["task_id"]: row for row in rows}
 

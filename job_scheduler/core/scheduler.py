@@ -3,7 +3,7 @@
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 
-class LoopScheduler(AsyncIOScheduler):
+class LoopScheduler(AsyncIOScheduler):  # type: ignore[misc]
     """Looks once for what is due however many jobs were added in one turn of the event loop.
 
     Its parent looks once for each, which at a thousand tasks a second is most of the timer's work.

@@ -30,7 +30,7 @@ _PAUSE_MAX = HORIZON.total_seconds() / 2
 _PAGE = 5_000
 _SLICE = 20
 """Tasks registered in one go: each may be a job of its own for APScheduler."""
-_BREATH = 0.002
+_BREATH = 0.001
 _URGENT = timedelta(seconds=0.5)
 """What is due later can wait for a breath between slices, in which that which runs moves on."""
 
@@ -57,6 +57,7 @@ class Sweep:
         self._interval = interval
         self._wanted = asyncio.Event()
         self._more = False
+        self._look_seconds = 0.0
         self.last_at: datetime | None = None
         """When the latest sweep that reached the database ended."""
 
@@ -66,7 +67,6 @@ class Sweep:
         while True:
             # Cleared before, not after: a wish that comes up meanwhile is for another sweep.
             self._wanted.clear()
-            begin = time.monotonic()
             try:
                 await self.sweep()
                 if away:
@@ -79,7 +79,7 @@ class Sweep:
             except Exception:
                 _logger.exception("a sweep failed; the next one follows in a moment")
             # A large backlog is looked at less often: looking is not to be the main work.
-            pause = _PAUSE_FACTOR * (time.monotonic() - begin)
+            pause = _PAUSE_FACTOR * self._look_seconds
             pause = max(self._interval, min(pause, _PAUSE_MAX))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), pause)
@@ -112,10 +112,12 @@ class Sweep:
         # What is held may well be the most urgent: ask for as many more.
         limit = held + room
         self._timer.note_look()
-        found = await self._database.read(self._look, limit)
+        begin = time.monotonic()
+        found, new = await self._database.read(self._look, limit)
+        self._look_seconds = time.monotonic() - begin
         self._timer.fire_overdue()
-        new = [task for task in found if not self._is_held(task)][:room]
-        self._more = len(found) == limit or len(new) == room
+        del new[room:]
+        self._more = found == limit or len(new) == room
         brought = 0
         for place, task in enumerate(new):
             if place % _SLICE == 0:
@@ -132,10 +134,12 @@ class Sweep:
         self.last_at = self._clock.now()
         return brought
 
-    def _look(self, connection: Connection, limit: int) -> list[DueTask]:
+    def _look(self, connection: Connection, limit: int) -> tuple[int, list[DueTask]]:
+        """Return how many are due soon, and those of them that are not held."""
         found = due_tasks(connection, HORIZON, limit)
         measure(connection, self._clock)
-        return found
+        # Here, in a thread: what is held or let go of meanwhile is looked up again by the loop.
+        return len(found), [task for task in found if not self._is_held(task)]
 
     def _is_held(self, task: DueTask) -> bool:
         return task.task_id in self._timer or task.task_id in self._dispatcher
