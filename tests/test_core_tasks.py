@@ -435,6 +435,27 @@ def test_two_runners_run_each_task_once(
     assert (granted, refused) == ((number, number) if locked else (2 * number, 0))
 
 
+@pytest.mark.parametrize("holds_lease", [True, False], ids=["ended", "given back"])
+def test_lock_in_redis_outlives_the_run_until_the_task_is_to_be_had_again(
+    backend: Backend, registry: HandlerRegistry, holds_lease: bool
+) -> None:
+    registry.task("probe")(lambda: None)
+    task_id = backend.insert_task(run_at=later(-1))
+    lock = lock_of(backend)
+    other = lock_of(backend) if backend.redis_url else lock
+
+    async def scenario() -> None:
+        async with bench(backend, registry, lock, holds_lease=lambda _: holds_lease) as one:
+            await one.runner.run_task(task_id)
+        # Who comes late is kept from the database; who is to run it again is let through.
+        is_kept = backend.redis_url is not None and holds_lease
+        assert await other.acquire(task_id, new_token()) is not is_kept
+        await other.close()
+
+    asyncio.run(scenario())
+    assert backend.row(task_id)["status"] == ("done" if holds_lease else "scheduled")
+
+
 def test_runner_with_no_lock_started_twice_for_a_task_runs_it_once(
     store: Backend, registry: HandlerRegistry
 ) -> None:

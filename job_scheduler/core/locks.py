@@ -21,6 +21,12 @@ class TaskLock(Protocol):
     def release(self, task_id: str, token: str) -> None:
         """Give the lock back, soon, if `token` still holds it; never raises."""
 
+    def settle(self, task_id: str, token: str) -> None:
+        """Take note that the claim is made: `token` needs the lock no longer; never raises.
+
+        Until it expires it may keep other processes, which come late, from asking the database.
+        """
+
     async def away_since(self) -> datetime | None:
         """Ask the backend how it does: None when it answers; never raises."""
 
@@ -44,6 +50,8 @@ class InProcessLock:
         """Give the lock back if `token` still holds it."""
         if self._holders.get(task_id) == token:
             del self._holders[task_id]
+
+    settle = release
 
     async def away_since(self) -> datetime | None:
         """Return None: there is nothing that could be away."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from job_scheduler.batching import Batcher
+from job_scheduler.constants import TaskStatus
 from job_scheduler.core import claims, records
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.calling import Caller
@@ -112,23 +113,28 @@ class TaskRunner:
             answer = await self._claims.submit(ClaimRequest(task_id, token))
         except DatabaseUnavailable:
             _logger.warning("task %s cannot be claimed: the database is away", task_id)
-            return None
-        finally:
+            answer = None
+        if isinstance(answer, Claim):
             # From here on the claim protects the run: no lock can expire under it.
-            self._lock.release(task_id, token)
-        if isinstance(answer, DueTask):
+            self._lock.settle(task_id, token)
+            return answer
+        self._lock.release(task_id, token)
+        if answer is not None:
             self._put_back(answer)
-            return None
-        return answer
+        return None
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
+        record = Record.of(claim, outcome)
         try:
-            stands = await self._records.submit(Record.of(claim, outcome))
+            stands = await self._records.submit(record)
         except Exception:
             # It ran, and must not look as if it ran for ever.
             self.under_way.note_unrecorded(claim.token)
             _logger.exception("task %s: its result could not be stored", claim.task_id)
-            stands = await self._records.submit(Record.of(claim, _UNSTORABLE))
+            record = Record.of(claim, _UNSTORABLE)
+            stands = await self._records.submit(record)
+        if record.decision.status is TaskStatus.Scheduled:
+            self._lock.release(claim.task_id, claim.token)
         if not stands:
             _logger.warning(
                 "task %s: this run's claim was lost, its result is kept in the history alone",

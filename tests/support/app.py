@@ -185,6 +185,8 @@ class CountingLock:
         """Put it off, so that whoever asks later is refused for certain."""
         self._to_release.append((task_id, token))
 
+    settle = release
+
     async def close(self) -> None:
         """Release all, and close the inner lock."""
         for task_id, token in self._to_release:
