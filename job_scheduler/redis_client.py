@@ -40,14 +40,15 @@ for place, key in ipairs(KEYS) do
     local wish, token = ARGV[2 * place], ARGV[2 * place + 1]
     if wish == 'take' then
         local taken = redis.call('set', key, token, 'NX', 'PX', ARGV[1])
-        answers[place] = (taken or redis.call('get', key) == token) and 1 or 0
-    elseif redis.call('get', key) == token then
-        answers[place] = redis.call('del', key)
+        answers[place] = (taken or redis.call('get', key) == token) and '1' or '0'
     else
-        answers[place] = 0
+        answers[place] = '0'
+        if redis.call('get', key) == token then
+            redis.call('del', key)
+        end
     end
 end
-return answers
+return table.concat(answers)
 """
 
 
@@ -152,7 +153,7 @@ class RedisTaskLock:
             each for wish in wishes for each in ("give" if wish.release else "take", wish.token)
         ]
         answers: Any = self._client.eval(_SCRIPT, len(keys), *keys, LOCK_MILLISECONDS, *given)
-        return [bool(answer) for answer in answers]
+        return [answer == "1" for answer in answers]
 
     def _note_failure(self, error: RedisError) -> None:
         self._retry_at = asyncio.get_running_loop().time() + _PAUSE_AFTER_FAILURE

@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.base import STATE_RUNNING, STATE_STOPPED
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
@@ -19,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.dispatcher import RECORDING_MAX, Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.scheduler import LoopScheduler
 from job_scheduler.core.store import DueTask, due_tasks
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import HELD_MAX, LOOKAHEAD, Timer
@@ -500,7 +502,7 @@ def test_apscheduler_fires_at_the_instant_and_also_when_it_is_late() -> None:
 
     async def scenario() -> None:
         timer = Timer(
-            AsyncIOScheduler(),
+            LoopScheduler(),
             clock,
             clock,
             lambda tasks: fired.update({task.task_id: clock.now() for task in tasks}),
@@ -729,13 +731,50 @@ def test_drain_starts_nothing_more_and_tells_whether_all_ended() -> None:
 # -------------------------------------------------------------------------- the sweep
 
 
+class CountingStore(MemoryJobStore):  # type: ignore[misc]
+    """Counts how often somebody looked for what is due."""
+
+    looks = 0
+
+    def get_due_jobs(self, now: datetime) -> list[Job]:
+        """Look."""
+        self.looks += 1
+        return list(super().get_due_jobs(now))
+
+
+def test_apscheduler_looks_once_for_all_jobs_of_one_turn() -> None:
+    clock = SystemClock()
+    store = CountingStore()
+    fired: set[str] = set()
+
+    async def scenario() -> None:
+        scheduler = LoopScheduler(jobstores={"default": store})
+        timer = Timer(
+            scheduler, clock, clock, lambda tasks: fired.update(task.task_id for task in tasks)
+        )
+        timer.start()
+        await asyncio.sleep(0)
+        for _ in range(2):
+            before = store.looks
+            for number in range(100):
+                due = clock.now() + timedelta(seconds=1 + number / 100)
+                timer.register(DueTask(due, new_token(), "probe"))
+            await asyncio.sleep(0.1)
+            assert store.looks == before + 1
+        while len(fired) < 200:
+            await asyncio.sleep(0.05)
+        timer.stop()
+
+    asyncio.run(scenario())
+
+
 @dataclass
 class Swept:
     """A sweep that the test calls, and what it hands tasks to."""
 
     sweep: Sweep
     timer: Timer
-    scheduler: AsyncIOScheduler
+    scheduler: LoopScheduler
     dispatcher: Dispatcher
     runs: Runs
     engine: Engine
@@ -752,7 +791,7 @@ def sweeping(
         runs, clock = Runs(), SystemClock()
         lane = Lane(1_000_000)
         dispatcher = Dispatcher(runs, lambda _: lane, 1_000_000, lambda: sweep.note_room())
-        scheduler = AsyncIOScheduler()
+        scheduler = LoopScheduler()
         timer = Timer(scheduler, clock, clock, dispatcher.offer)
         with store.database() as database:
             sweep = Sweep(database, timer, dispatcher, clock, interval)

@@ -7,15 +7,15 @@ parameter, so that the statement's text never changes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select, text
+from sqlalchemy import Connection, Row, case, func, select
 
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, TaskStatus
-from job_scheduler.core.given import given_rows
+from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.models import NOW_SQL, UtcDateTime
 from job_scheduler.core.store import DueTask, tasks
 
@@ -71,12 +71,12 @@ RUN_COLUMNS = [
     DUE.label("due"),
     tasks.c.started_at,
 ]
-"""What ``run_of`` reads of a running task."""
+"""What ``run_of`` reads of a running task: the members of a ``Run``, in their order."""
 
 
 def run_of(row: Row[Any]) -> Run:
     """Return the attempt that a running task's row tells of."""
-    return Run(**_run_members(row))
+    return Run(*_members(row))
 
 
 def claim(
@@ -97,14 +97,13 @@ def claim(
     is waited for.
     """
     statements = _CLAIM_REPEATED if repeated else _CLAIM
-    given = strict_json.dumps([asdict(request) for request in requests])
+    given = strict_json.dumps(
+        [{"task_id": request.task_id, "token": request.token} for request in requests]
+    )
     rows = connection.execute(
         statements[connection.dialect.name], {"given": given, "instance_id": instance_id}
     ).all()  # at once: on SQLite, a statement left half read would hold up all that follow
-    claimed = {
-        row.claim_token: Claim(**_run_members(row), name=row.name, payload=row.payload or {})
-        for row in rows
-    }
+    claimed = {claim.token: claim for claim in (Claim(*_members(row)) for row in rows)}
     waiting: dict[str, DueTask] = {}
     missing = [request.task_id for request in requests if request.token not in claimed]
     if missing:
@@ -120,17 +119,11 @@ def claim(
     return [claimed.get(request.token) or waiting.get(request.task_id) for request in requests]
 
 
-def _run_members(row: Row[Any]) -> dict[str, Any]:
-    return {
-        "task_id": row.task_id,
-        "token": row.claim_token,
-        "instance_id": row.instance_id,
-        "attempt": row.attempt,
-        "max_attempts": row.max_attempts,
-        "on_crash": row.on_crash and OnCrash(row.on_crash),
-        "due": row.due,
-        "started_at": row.started_at,
-    }
+def _members(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what stands in a row, as ``Run`` and ``Claim`` take it."""
+    task_id, token, instance_id, attempt, max_attempts, on_crash, *others = row
+    on_crash = on_crash and OnCrash(on_crash)
+    return task_id, token, instance_id, attempt, max_attempts, on_crash, *others
 
 
 _MEMBERS = {"task_id": "uuid", "token": "uuid"}
@@ -144,7 +137,8 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
         row_lock = "FOR NO KEY UPDATE OF task" + ("" if repeated else " SKIP LOCKED")
         # Collides with whoever declares this instance dead, and not with its heartbeat.
         alive_lock = "FOR KEY SHARE"
-    return text(
+    return returning(
+        dialect,
         f"""
         WITH due AS MATERIALIZED (
             SELECT task.task_id AS id, given.token AS token, task.status AS former
@@ -172,13 +166,8 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
-            {DUE_SQL} AS due,
-            started_at, name, payload
-        """  # noqa: S608 (made of constants)
-    ).columns(
-        task_id=tasks.c.task_id.type,
-        claim_token=tasks.c.claim_token.type,
-        instance_id=tasks.c.instance_id.type,
+            {DUE_SQL} AS due, started_at, name, coalesce(payload, '{{}}') AS payload
+        """,  # noqa: S608 (made of constants)
         payload=tasks.c.payload.type,
         due=UtcDateTime,
         started_at=UtcDateTime,

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Result, select, text
+from sqlalchemy import Connection, Result, select
 
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
 from job_scheduler.constants import OnCrash
-from job_scheduler.core.given import given_rows
+from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.models import NOW_SQL
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import FETCHED_AT_ONCE, SHOWN, TaskRow, tasks
@@ -185,13 +185,15 @@ _DECIDED = {
 def _insert_statement(dialect: str) -> Any:
     # WHERE true: SQLite would else take the ON for the condition of a join.
     names = ", ".join(_MEMBERS)
-    return text(
+    return returning(
+        dialect,
         f"""INSERT INTO scheduled_tasks ({names})
         SELECT {names} FROM {given_rows(dialect, _MEMBERS)} WHERE true
         ON CONFLICT DO NOTHING
         RETURNING CAST(task_id AS text) AS task_id, {", ".join(_DECIDED)}
-        """  # noqa: S608 (made of constants)
-    ).columns(**_DECIDED)
+        """,  # noqa: S608 (made of constants)
+        **_DECIDED,
+    )
 
 
 _INSERT = {dialect: _insert_statement(dialect) for dialect in NOW_SQL}

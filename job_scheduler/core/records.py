@@ -199,8 +199,7 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
         texts = [f"{standing}, entered AS ({enter}), moved AS ({move}) {answer}"]
     else:
         texts = [f"{standing} {answer}", f"{standing} {enter}", f"{standing} {move}"]
-    first, *others = map(text, texts)
-    return [first.columns(claim_token=tasks.c.claim_token.type), *others]
+    return [text(each) for each in texts]
 
 
 _RECORD = {

@@ -6,9 +6,10 @@ Each function works inside the transaction of the connection that it is given.
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, delete, select, tuple_
 
 from job_scheduler.constants import TaskStatus
+from job_scheduler.core.given import returning
 from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime
 from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound
 
@@ -105,7 +106,8 @@ def _due_statement(dialect: str) -> Any:
         "postgresql": f"{NOW_SQL['postgresql']} + make_interval(secs => :seconds)",
         "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')",
     }[dialect]
-    statement = text(
+    return returning(
+        dialect,
         f"""
         SELECT coalesce(retry_at, run_at) AS due, task_id, name
         FROM scheduled_tasks
@@ -113,10 +115,9 @@ def _due_statement(dialect: str) -> Any:
             AND coalesce(retry_at, run_at) <= {horizon}
         ORDER BY coalesce(retry_at, run_at)
         LIMIT :limit
-        """  # noqa: S608 (made of constants)
+        """,  # noqa: S608 (made of constants)
+        due=UtcDateTime,
     )
-    # Many rows are read: none goes through a type that has nothing to do.
-    return statement.columns(due=UtcDateTime) if dialect == "sqlite" else statement
 
 
 _DUE = {dialect: _due_statement(dialect) for dialect in NOW_SQL}
