@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import Message
 
 from job_scheduler import strict_json
 from job_scheduler.constants import BODY_MAX_BYTES
@@ -37,11 +36,13 @@ class _ParsedRequest(Request):
     """A request whose body has been read and parsed."""
 
     def __init__(self, request: Request, raw: bytes, document: Any) -> None:
-        async def replay() -> Message:
-            return {"type": "http.request", "body": raw, "more_body": False}
-
-        super().__init__(request.scope, replay)
+        super().__init__(request.scope, request.receive)
+        self._raw = raw
         self._document = document
+
+    async def body(self) -> bytes:
+        """Return the body as it came."""
+        return self._raw
 
     async def json(self) -> Any:
         """Return the parsed document."""

@@ -761,8 +761,7 @@ def test_apscheduler_looks_once_for_all_jobs_of_one_turn() -> None:
                 timer.register(DueTask(due, new_token(), "probe"))
             await asyncio.sleep(0.1)
             assert store.looks == before + 1
-        while len(fired) < 200:
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_until, lambda: len(fired) == 200)
         timer.stop()
 
     asyncio.run(scenario())
