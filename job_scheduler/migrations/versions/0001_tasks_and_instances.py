@@ -19,6 +19,12 @@ _MILLISECONDS = {
     "postgresql": "int8send((extract(epoch from clock_timestamp()) * 1000)::bigint)",
     "sqlite": "printf('%012x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))",
 }
+_AUTOVACUUM = {
+    "autovacuum_vacuum_threshold": 5000,
+    "autovacuum_vacuum_scale_factor": 0.02,
+    "autovacuum_analyze_threshold": 5000,
+    "autovacuum_analyze_scale_factor": 0.05,
+}
 _JSON_TYPE = {"postgresql": "json_typeof", "sqlite": "json_type"}
 _UUID_7 = {
     "postgresql": (
@@ -95,6 +101,7 @@ def upgrade() -> None:
             "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'",
             name=op.f("ck_scheduled_tasks_retry_at"),
         ),
+        postgresql_with=_AUTOVACUUM,
     )
     op.create_index(
         "ix_scheduled_tasks_due",
