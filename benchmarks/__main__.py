@@ -32,7 +32,7 @@ def main() -> None:
     try:
         run(options)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nStopped. What was measured until now: --report {RAW}\n")
+        sys.stderr.write(f"\nStopped. --continue goes on; until now: --report {RAW}\n")
         raise SystemExit(130) from None
 
 
@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> None:
     known = plan.QUICK if options.quick else plan.FULL
     cases = [case for case in known if options.cases is None or case.label in options.cases]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    runner = Runner(servers, RAW)
+    former = Results.load(RAW) if options.proceed and RAW.exists() else None
+    runner = Runner(servers, RAW, former)
     sys.stderr.write("Preparing the peers (the first time this takes some minutes) …\n")
     runner.prepare(peers)
     steps = plan.steps(cases, peers, options.works, options.runs)
@@ -77,6 +78,9 @@ def parser() -> argparse.ArgumentParser:
         help="a PostgreSQL server's SQLAlchemy URL (or BENCH_DB_URL), or: sqlite",
     )
     made.add_argument("--redis-url", default=os.environ.get("BENCH_REDIS_URL", REDIS_URL))
+    made.add_argument(
+        "--continue", dest="proceed", action="store_true", help="keep what is measured already"
+    )
     made.add_argument("--report", type=Path, metavar="JSON", help="measure nothing; report these")
     made.add_argument("--output", type=Path, help="where the report goes")
     return made

@@ -9,7 +9,7 @@ from benchmarks import environments, results
 from benchmarks.arena import arena
 from benchmarks.catalogue import SEVERAL, Peer
 from benchmarks.environments import CannotInstall, Environment
-from benchmarks.plan import SLOW_SECONDS, Step
+from benchmarks.plan import TOO_SLOW, Step
 from benchmarks.postgresql import own_postgresql
 from benchmarks.programs import PeerFailed
 from benchmarks.progress import Progress
@@ -21,11 +21,12 @@ from benchmarks.works import WORKS, Figures
 class Runner:
     """One run of the benchmark."""
 
-    def __init__(self, servers: Servers, save_to: Path) -> None:
+    def __init__(self, servers: Servers, save_to: Path, former: Results | None = None) -> None:
         self._servers = servers
         self._save_to = save_to
         self._ready: dict[str, Environment] = {}
-        self.found = Results(machine=results.machine() | servers.versions())
+        self.found = former or Results()
+        self.found.machine = results.machine() | servers.versions()
 
     def prepare(self, peers: Iterable[Peer]) -> None:
         """Install the peers; those that cannot be had are noted."""
@@ -35,11 +36,22 @@ class Runner:
             except CannotInstall as error:
                 self.found.missing[peer.key] = str(error)
             else:
-                self.found.versions[peer.key] = self._ready[peer.key].version
+                self._note_version(peer.key, self._ready[peer.key].version)
+
+    def _note_version(self, key: str, version: str) -> None:
+        former = self.found.versions.get(key, "")
+        if version not in former:
+            self.found.versions[key] = f"{former}, then {version}" if former else version
 
     def take_all(self, steps: Sequence[Step]) -> Results:
-        """Measure; the figures are saved after each step."""
-        steps = [step for step in steps if step.peer.key in self._ready]
+        """Measure what was not measured before; the figures are saved after each step."""
+        before = {(row.run, row.work, row.case, row.peer) for row in self.found.rows}
+        steps = [
+            step
+            for step in steps
+            if step.peer.key in self._ready
+            and (step.run, step.case.work, step.case.label, step.peer.key) not in before
+        ]
         progress = Progress(steps)
         with ExitStack() as stack:
             counting: Servers | NoServer | None = None
@@ -59,8 +71,8 @@ class Runner:
         return self.found
 
     def _take(self, step: Step, counting: Servers | NoServer | None) -> tuple[Figures, str]:
-        if self._was_slow(step):
-            return {}, f"more than {SLOW_SECONDS:.0f} s for {step.case.larger_than}"
+        if slowness := self._slowness(step):
+            return {}, slowness
         servers = self._servers
         if step.case.work == SEVERAL and counting is not None:
             if isinstance(counting, NoServer):
@@ -74,16 +86,19 @@ class Runner:
         except Exception as error:  # noqa: BLE001 (it stops this step, and the report shows it)
             return {}, f"{type(error).__name__}: {error}"
 
-    def _was_slow(self, step: Step) -> bool:
+    def _slowness(self, step: Step) -> str:
+        """Return why the peer is spared this case, or nothing."""
+        if not step.case.larger_than:
+            return ""
+        figure, limit, words = TOO_SLOW[step.case.work]
         smaller = [
             row
             for row in self.found.rows
             if (row.run, row.work, row.peer) == (step.run, step.case.work, step.peer.key)
             and row.case == step.case.larger_than
         ]
-        return any(
-            row.problem or float(row.figures.get("recorded_s", 0)) > SLOW_SECONDS for row in smaller
-        )
+        slow = any(row.problem or float(row.figures.get(figure, 0)) > limit for row in smaller)
+        return f"{words} {step.case.larger_than}" if slow else ""
 
     def _counting_servers(self, stack: ExitStack) -> Servers | NoServer:
         if self._servers.db_url is None:

@@ -160,6 +160,32 @@ def test_what_fails_does_not_stop_the_run(tmp_path: Path) -> None:
     assert Results.load(save_to).rows == found.rows
 
 
+def test_run_goes_on_where_it_was_stopped(found: Results, tmp_path: Path) -> None:
+    (ours,) = chosen([OURS])
+    runner = Runner(Servers(None, None), tmp_path / "results.json", found)
+    runner.prepare([ours])
+    before = list(found.rows)
+    case = Case(BURST, "10,000", {"no": 1}, 1)
+    runner.take_all(plan.steps((case,), [ours], [BURST], 3))
+    # Two runs were there.
+    assert [row.run for row in runner.found.rows[len(before) :]] == [3]
+    assert runner.found.rows[: len(before)] == before
+    assert re.fullmatch(r"commit abc, then .+", runner.found.versions[OURS])
+
+
+@pytest.mark.parametrize(("recorded_s", "spared"), [(10.5, True), (9.5, False)])
+def test_peer_that_is_slow_is_spared_what_is_larger(
+    tmp_path: Path, recorded_s: float, *, spared: bool
+) -> None:
+    (ours,) = chosen([OURS])
+    former = Results(rows=[burst_row(1, OURS, 900, recorded_s=recorded_s)])
+    runner = Runner(Servers(None, None), tmp_path / "results.json", former)
+    runner.prepare([ours])
+    case = Case(BURST, "60,000", {"no": 1}, 1, larger_than="10,000")
+    found = runner.take_all(plan.steps((case,), [ours], [BURST], 1))
+    assert (found.rows[-1].problem == "took more than 10 s for 10,000") is spared
+
+
 @pytest.mark.slow
 def test_small_burst_on_sqlite_runs_each_task_once() -> None:
     (ours,) = chosen([OURS])
