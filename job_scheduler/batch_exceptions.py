@@ -1,13 +1,11 @@
 """Why a batch of tasks was not taken: none of it was, and it is told where the fault lies."""
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from job_scheduler.constants import BATCH_FAULTS_NAMED
 from job_scheduler.exceptions import (
     Fault,
     IdempotencyKeyReused,
-    InvalidField,
     InvalidRequest,
     JobSchedulerError,
     TaskConflict,
@@ -15,14 +13,14 @@ from job_scheduler.exceptions import (
 
 
 class InvalidBatch(InvalidRequest):
-    """Tasks of a batch cannot be used, all for one kind of reason; given by their index."""
+    """Tasks of a batch, given by their index, cannot be used; the first one's code is told."""
 
-    def __init__(self, refused: Mapping[int, InvalidField]) -> None:
+    def __init__(self, refused: Mapping[int, InvalidRequest]) -> None:
         first = next(iter(refused.values()))
         self.error_code = first.error_code
-        faults = _faults({index: (error.field, str(error)) for index, error in refused.items()})
-        super().__init__(_in_words(faults, len(refused)))
-        self.faults = faults
+        faults = _located({index: error.faults for index, error in refused.items()})
+        super().__init__(_in_words(faults))
+        self.faults = faults[:BATCH_FAULTS_NAMED]
 
 
 class BatchKeyReused(IdempotencyKeyReused):
@@ -38,8 +36,11 @@ class BatchConflict(TaskConflict):
     """Some tasks of a batch, given by their index, exist already with other bodies."""
 
     def __init__(self, conflicts: Mapping[int, TaskConflict]) -> None:
-        self.faults = _faults({index: ("task_id", str(one)) for index, one in conflicts.items()})
-        super(TaskConflict, self).__init__(_in_words(self.faults, len(conflicts)))
+        faults = _located(
+            {index: [Fault("body", "task_id", str(one))] for index, one in conflicts.items()}
+        )
+        super(TaskConflict, self).__init__(_in_words(faults))
+        self.faults = faults[:BATCH_FAULTS_NAMED]
 
 
 class BatchNotCreated(JobSchedulerError):
@@ -54,14 +55,17 @@ class BatchNotCreated(JobSchedulerError):
         )
 
 
-def _faults(refused: Mapping[int, tuple[str | None, str]]) -> list[Fault]:
-    """Return what is wrong with the tasks of a batch; not all of it when it is much."""
+def _located(faults: Mapping[int, Sequence[Fault]]) -> list[Fault]:
+    """Return what is wrong with the tasks of a batch."""
     return [
-        Fault("body", f"tasks.{index}.{field}", detail)
-        for index, (field, detail) in islice(refused.items(), BATCH_FAULTS_NAMED)
+        Fault(fault.location, f"tasks.{index}.{fault.field}", fault.detail)
+        for index, of_one in faults.items()
+        for fault in of_one
     ]
 
 
-def _in_words(faults: Sequence[Fault], number: int) -> str:
-    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
-    return words if number == len(faults) else f"{words}; and {number - len(faults)} more."
+def _in_words(faults: Sequence[Fault]) -> str:
+    """Return what is wrong, and not all of it when it is much."""
+    named = faults[:BATCH_FAULTS_NAMED]
+    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in named)
+    return words if len(named) == len(faults) else f"{words}; and {len(faults) - len(named)} more."

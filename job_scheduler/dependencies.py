@@ -17,12 +17,19 @@ from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.release import Release
+from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database
-from job_scheduler.exceptions import TaskConflict, TaskNotFound, UnknownTaskName
+from job_scheduler.exceptions import (
+    InvalidPayload,
+    InvalidRequest,
+    TaskConflict,
+    TaskNotFound,
+    UnknownTaskName,
+)
 from job_scheduler.identifiers import parse_uuid
 
 
@@ -45,12 +52,18 @@ class Services:
     release: Release
     shutdown: Shutdown
 
-    def refusal_of(self, name: str) -> UnknownTaskName | None:
-        """Return why no task of this name is taken (``UNKNOWN_TASKS=reject``), if so."""
-        known = self.registry.get(name) is not None
-        if known or self.settings.unknown_tasks is not UnknownTasks.Reject:
+    def refusal_of(self, wanted: TaskCreate) -> InvalidRequest | None:
+        """Return why this task is not taken, if so.
+
+        Its payload does not fit the handler, or there is none (with ``UNKNOWN_TASKS=reject``).
+        """
+        handler = self.registry.get(wanted.name)
+        if handler is not None:
+            faults = handler.arguments.faults(wanted.payload or {})
+            return InvalidPayload(wanted.name, faults) if faults else None
+        if self.settings.unknown_tasks is not UnknownTasks.Reject:
             return None
-        return UnknownTaskName(name, self.registry.names())
+        return UnknownTaskName(wanted.name, self.registry.names())
 
 
 async def _services(request: Request) -> Services:

@@ -52,7 +52,7 @@ _DESCRIPTIONS = {
     413: "The body is too large (`BODY_413`).",
     415: "The body is not declared as JSON (`BODY_415`).",
     422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "
-    "`TASK_NAME_422`, `IDEMPOTENCY_422`).",
+    "`TASK_NAME_422`, `PAYLOAD_422`, `IDEMPOTENCY_422`).",
     500: "Something went wrong on our side, and nothing was changed (`TASK_CREATE_500`, "
     "`TASK_DELETE_500`, `INTERNAL_500`).",
     503: "Nothing can be promised at the moment (`DATABASE_503`, `OVERLOADED_503`, "

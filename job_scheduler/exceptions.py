@@ -6,6 +6,7 @@
     │   └── SchemaError
     ├── InvalidRequest              the caller can mend it
     │   ├── InvalidBody ── BodyTooLarge, UnsupportedMediaType
+    │   ├── InvalidPayload          what the handler cannot take
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
     ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
@@ -126,6 +127,17 @@ class UnknownTaskName(InvalidField):
             "name",
             f"No task handler is named {name!r}. Known names: {', '.join(known) or 'none'}.",
         )
+
+
+class InvalidPayload(InvalidRequest):
+    """The payload does not fit the handler."""
+
+    error_code = "PAYLOAD_422"
+
+    def __init__(self, name: str, faults: Sequence[Fault]) -> None:
+        words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+        super().__init__(f"The payload does not fit the handler {name!r}. {words}")
+        self.faults = faults
 
 
 class NamedTwice(InvalidField):

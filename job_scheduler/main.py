@@ -12,8 +12,9 @@ from job_scheduler import __version__
 from job_scheduler.assembly import start
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings, load_settings
-from job_scheduler.core import api, batch_api, health, recovery_api, runs_api
+from job_scheduler.core import api, batch_api, handlers_api, health, recovery_api, runs_api
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
+from job_scheduler.core.handlers_api import document_handlers
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.scheduler import LoopScheduler
 from job_scheduler.errors import add_error_handlers, add_problem_schema
@@ -37,6 +38,7 @@ Every error is a problem document (RFC 9457) with a stable `error_code`.
 
 _TAGS = [
     {"name": "tasks", "description": "Create, list, show and cancel tasks."},
+    {"name": "handlers", "description": "What tasks can run."},
     {"name": "recovery", "description": "What becomes of tasks that a downtime made overdue."},
     {"name": "health", "description": "How the service does."},
 ]
@@ -67,6 +69,8 @@ def create_app(
             except (StartError, DatabaseUnavailable) as error:
                 app.state.start_failure = str(error)
                 raise
+            app.state.registry = services.registry
+            app.openapi_schema = None  # It names the handlers, which are all known now.
             yield {"services": services}
 
     app = FastAPI(
@@ -81,21 +85,24 @@ def create_app(
     app.include_router(api.router)
     app.include_router(batch_api.router)
     app.include_router(runs_api.router)
+    app.include_router(handlers_api.router)
     app.include_router(recovery_api.router)
     app.include_router(health.router)
+    app.state.registry = registry
     add_docs(app)
     add_error_handlers(app)
-    _document_errors(app)
+    _complete_openapi(app)
     return app
 
 
-def _document_errors(app: FastAPI) -> None:
-    """Complete the OpenAPI document that FastAPI makes with the schema of problems."""
+def _complete_openapi(app: FastAPI) -> None:
+    """Add the schema of problems, and the handlers, to the OpenAPI document that FastAPI makes."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             add_problem_schema(generate())
+            document_handlers(generate(), app.state.registry.all())
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -122,6 +122,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "GET /tasks/{task_id}": "showTask",
         "DELETE /tasks/{task_id}": "cancelTask",
         "GET /tasks/{task_id}/runs": "listRuns",
+        "GET /handlers": "listHandlers",
         "GET /recovery/plan": "planRecovery",
         "POST /recovery/approve": "approveRecovery",
         "GET /health": "health",
@@ -155,6 +156,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "GET /tasks/{task_id}": {404, 500, 503},
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
         "GET /tasks/{task_id}/runs": {404, 500, 503},
+        "GET /handlers": {500},
         "GET /recovery/plan": {500, 503},
         "POST /recovery/approve": {409, 500, 503},
         "GET /health": {500, 503},
@@ -240,6 +242,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       12 selected / 12 total" in run.stdout
+    assert "Operations:       13 selected / 13 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()

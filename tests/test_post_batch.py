@@ -202,7 +202,7 @@ def test_body_is_bounded_by_a_limit_of_its_own(store: Backend) -> None:
 def test_unknown_names_are_rejected_where_the_configuration_asks_for_it(
     store: Backend, registry: HandlerRegistry
 ) -> None:
-    registry.task("greet")(lambda: None)
+    registry.task("greet")(lambda **_: None)
     tasks = some(50, name="greet")
     tasks[3]["name"] = tasks[40]["name"] = "gret"
     with running(store, registry, unknown_tasks=UnknownTasks.Reject) as client:

@@ -74,7 +74,7 @@ async def create_task(
     key = idempotency.key_of(request)
     if key is not None and wanted.task_id is not None:
         raise NamedTwice
-    if (refusal := services.refusal_of(wanted.name)) is not None:
+    if (refusal := services.refusal_of(wanted)) is not None:
         raise refusal
     chosen_id = wanted.task_id if key is None else task_id_of_key(key)
     task_id = chosen_id or new_task_id(services.clock.now())

@@ -10,20 +10,20 @@ from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import InvalidBatch
 from job_scheduler.constants import BATCH_FAULTS_NAMED
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
-from job_scheduler.exceptions import InvalidField, NamedTwice, UnknownTaskName
+from job_scheduler.exceptions import InvalidField, InvalidRequest, NamedTwice
 
 
 def parse(
-    raw: bytes, refusal_of: Callable[[str], UnknownTaskName | None], *, keyed: bool
+    raw: bytes, refusal_of: Callable[[TaskCreate], InvalidRequest | None], *, keyed: bool
 ) -> list[TaskCreate]:
     """Return the tasks that a body asks for.
 
-    `refusal_of` tells why no task of a name is taken; `keyed`, whether a key names the tasks.
+    `refusal_of` tells why a task is not taken; `keyed`, whether a key names the tasks.
 
     Raises:
         InvalidBody: it is no JSON that can be taken.
         RequestValidationError: it does not have the form of a batch.
-        InvalidBatch: names are unknown and have to be known, or one task_id stands there twice.
+        InvalidBatch: tasks are refused, or one task_id stands there twice.
         NamedTwice: there is a key, and a task_id.
     """
     wanted = _validated(_documents(raw))
@@ -31,7 +31,7 @@ def parse(
         {
             index: refusal
             for index, task in enumerate(wanted)
-            if (refusal := refusal_of(task.name)) is not None
+            if (refusal := refusal_of(task)) is not None
         }
     )
     ids = [task.task_id for task in wanted]
@@ -74,12 +74,12 @@ def _located(error: ValidationError, *place: str | int) -> list[Any]:
     ]
 
 
-def _refuse(refused: Mapping[int, InvalidField]) -> None:
+def _refuse(refused: Mapping[int, InvalidRequest]) -> None:
     if refused:
         raise InvalidBatch(refused)
 
 
-def _repetitions(ids: Sequence[str | None]) -> dict[int, InvalidField]:
+def _repetitions(ids: Sequence[str | None]) -> dict[int, InvalidRequest]:
     first: dict[str, int] = {}
     return {
         index: InvalidField("body", "task_id", f"The same task_id as that of tasks.{before}.")

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
+from pydantic import ValidationError
+
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.context import RunContext
@@ -63,8 +65,14 @@ class Caller:
         handler = self._registry.get(claim.name)
         if handler is None:
             return self._without_handler(claim)
+        try:
+            arguments = handler.arguments.parse(claim.payload)
+        except ValidationError:
+            # It was posted to another release, or written into the table by hand.
+            return _misfit(handler, claim)
         call = _Call(claim)
-        arguments = {} if handler.context is None else {handler.context: call.context}
+        if handler.context is not None:
+            arguments[handler.context] = call.context
         if handler.is_async:
             run = _outcome_of_async(call, handler, arguments)
             call.future = asyncio.get_running_loop().create_task(run)
@@ -111,7 +119,7 @@ class Caller:
 async def _outcome_of_async(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Outcome:
     call.begin()
     try:
-        return _outcome_of_value(await handler.function(**call.claim.payload, **arguments))
+        return _outcome_of_value(await handler.function(**arguments))
     except asyncio.CancelledError:
         raise  # It is the run that was cut off.
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
@@ -122,7 +130,7 @@ def _outcome_of(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Out
     if not call.begin():
         return NotStarted()
     try:
-        return _outcome_of_value(handler.function(**call.claim.payload, **arguments))
+        return _outcome_of_value(handler.function(**arguments))
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
         return _failure(call.claim, error)
 
@@ -137,6 +145,12 @@ def _outcome_of_value(value: object) -> Outcome:
             "the async function itself, or wrap it in one that is async"
         )
     return Succeeded(as_result(value))
+
+
+def _misfit(handler: Handler, claim: Claim) -> Failed:
+    faults = handler.arguments.faults(claim.payload)
+    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+    return Failed(clean_text(f"the payload does not fit the handler: {words}"[:_ERROR_MAX_LENGTH]))
 
 
 def _failure(claim: Claim, error: BaseException) -> Failed:

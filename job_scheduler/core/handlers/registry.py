@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from job_scheduler.constants import NAME_MAX_LENGTH
+from job_scheduler.core.handlers.arguments import Arguments, signature
 from job_scheduler.core.handlers.context import RunContext
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -15,13 +16,31 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Handler:
     """A function that tasks of one name run; a plain one is called in a thread.
 
-    `context` names the parameter that gets the ``RunContext``, if there is one.
+    `context` names the parameter that gets the ``RunContext``, if there is one; the others are
+    its `arguments`.
     """
 
     name: str
     function: Callable[..., Any]
     is_async: bool
-    context: str | None = None
+    context: str | None
+    arguments: Arguments
+
+    @classmethod
+    def of(cls, name: str, function: Callable[..., Any]) -> "Handler":
+        """Return what there is to know of a function.
+
+        Raises:
+            ValueError: it has a parameter that a payload cannot bring.
+        """
+        context = _context_parameter(function)
+        arguments = Arguments(name, function, context)
+        return cls(name, function, _is_async(function), context, arguments)
+
+    @property
+    def description(self) -> str:
+        """What the function's docstring says."""
+        return inspect.getdoc(self.function) or ""
 
 
 class HandlerRegistry:
@@ -33,12 +52,15 @@ class HandlerRegistry:
     def task(self, name: str) -> Callable[[Function], Function]:
         """Register the decorated function, plain or async, as the handler of tasks named `name`.
 
-        It is called with the members of a task's payload as keyword arguments. What it returns
-        (text, or anything that has a JSON form) is the task's result; what it raises makes the
-        task fail. A parameter annotated ``RunContext`` gets what the handler may know of its run.
+        It is called with the members of a task's payload as keyword arguments, which are examined
+        when the task is posted, and made (by pydantic) what its annotations ask for. What it
+        returns (text, or anything that has a JSON form) is the task's result; what it raises makes
+        the task fail. A parameter annotated ``RunContext`` gets what the handler may know of its
+        run.
 
         Raises:
-            ValueError: the name is unusable, or has a handler already.
+            ValueError: the name is unusable or has a handler already, or the function has a
+                parameter that a payload cannot bring.
         """
         if not isinstance(name, str) or not name.strip() or len(name) > NAME_MAX_LENGTH:
             raise ValueError(
@@ -49,9 +71,7 @@ class HandlerRegistry:
         def register(function: Function) -> Function:
             if name in self._handlers:
                 raise ValueError(f"two handlers are registered under the name {name!r}")
-            self._handlers[name] = Handler(
-                name, function, _is_async(function), _context_parameter(function)
-            )
+            self._handlers[name] = Handler.of(name, function)
             return function
 
         return register
@@ -59,6 +79,10 @@ class HandlerRegistry:
     def get(self, name: str) -> Handler | None:
         """Return the handler of tasks named `name`, if there is one."""
         return self._handlers.get(name)
+
+    def all(self) -> list[Handler]:
+        """Return all handlers, by name."""
+        return [self._handlers[name] for name in self.names()]
 
     def names(self) -> list[str]:
         """Return all names, sorted."""
@@ -78,19 +102,11 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 def _context_parameter(function: Callable[..., Any]) -> str | None:
     try:
-        parameters = _signature(function).parameters.values()
+        parameters = signature(function).parameters.values()
     except (TypeError, ValueError):
         return None  # Some that are written in C have none.
     wanted = (RunContext, "RunContext", "job_scheduler.RunContext")
     return next((each.name for each in parameters if each.annotation in wanted), None)
-
-
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(function, eval_str=True)
-    except NameError:
-        # An annotation that only a type checker can read; those as they are written will do.
-        return inspect.signature(function)
 
 
 registered = HandlerRegistry()

@@ -1,13 +1,15 @@
 """The built-in handler ``send_report``: how the service's own tasks have fared."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Float, extract, func, select
 
 from job_scheduler.clock import Clock
 from job_scheduler.core.claims import DUE
+from job_scheduler.core.fields import Instant
 from job_scheduler.core.store import tasks
 from job_scheduler.database import PATIENCE_SECONDS, Database
 
@@ -21,29 +23,20 @@ def build_send_report(database: Database, clock: Clock) -> Callable[..., Report 
     """Return the handler, which reads the tasks from `database`."""
 
     def send_report(
-        hours: float = 24.0,
-        until: str | None = None,
+        hours: Annotated[float, Field(gt=0, le=_HOURS_MAX)] = 24.0,
+        until: Instant | None = None,
         format: Literal["json", "markdown"] = "json",  # noqa: A002 (the payload's member)
     ) -> Report | str:
         """Report on the tasks whose run_at lies in the `hours` before `until` (default: now)."""
-        if format not in ("json", "markdown"):
-            raise ValueError(f"format must be 'json' or 'markdown', not {format!r}")
-        start, end = _period(hours, until, clock.now())
+        end = until or clock.now()
+        try:
+            start = end - timedelta(hours=hours)
+        except OverflowError:
+            raise ValueError(f"until must lie {hours:g} hours after the year 1 began") from None
         report = database.read_here(PATIENCE_SECONDS, _report, start, end)
         return report if format == "json" else _markdown(report)
 
     return send_report
-
-
-def _period(hours: object, until: object, now: datetime) -> tuple[datetime, datetime]:
-    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= _HOURS_MAX:
-        raise ValueError(f"hours must be a number above 0 and up to {_HOURS_MAX}, not {hours!r}")
-    try:
-        end = now if until is None else datetime.fromisoformat(str(until))
-        end = end.astimezone(UTC) if end.tzinfo else end.replace(tzinfo=UTC)
-        return end - timedelta(hours=hours), end
-    except (ValueError, OverflowError):
-        raise ValueError(f"until must be a time like 2027-07-01T10:00:00Z, not {until!r}") from None
 
 
 def _report(connection: Connection, start: datetime, end: datetime) -> Report:

@@ -1,0 +1,33 @@
+"""The shape of a handler, as it is listed."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_EXAMPLE: dict[str, Any] = {
+    "name": "send_report",
+    "description": "Report on the tasks whose run_at lies in the `hours` before `until`.",
+    "payload": {
+        "type": "object",
+        "properties": {"hours": {"type": "number", "default": 24.0}},
+        "additionalProperties": False,
+    },
+    "example": {},
+}
+
+
+class HandlerShown(BaseModel):
+    """A handler: what a task of its name runs."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    name: str
+    description: Annotated[str, Field(description="The function's docstring.")]
+    payload: Annotated[
+        dict[str, Any],
+        Field(description="The JSON Schema of what `payload` may hold in a task of this name."),
+    ]
+    example: Annotated[
+        dict[str, Any] | None,
+        Field(description="A payload that fits; null where it would have to be guessed."),
+    ]
