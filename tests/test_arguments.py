@@ -63,7 +63,7 @@ def test_arguments_are_made_what_the_annotations_ask_for(
 ) -> None:
     found: dict[str, Any] = {}
 
-    def plain(
+    def plain(  # type: ignore[no-untyped-def]
         when: datetime,
         day: date,
         size: Size,
@@ -72,11 +72,11 @@ def test_arguments_are_made_what_the_annotations_ask_for(
         amount: Decimal,
         identity: UUID,
         pair: tuple[int, str],
-        whatever,  # type: ignore[no-untyped-def]
+        whatever,
         context: RunContext,
         times: int = 7,
     ) -> None:
-        found.update(locals())
+        found.update((name, value) for name, value in locals().items() if name != "found")
 
     async def asynchronous(context: RunContext, size: Size, **others: Any) -> None:
         found.update(size=size, context=context, **others)
