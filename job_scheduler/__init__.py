@@ -10,7 +10,8 @@ Task handlers are registered with ``task``::
 """
 
 from job_scheduler.core.handlers.context import RunContext
+from job_scheduler.core.handlers.raised import Fail, RetryLater
 from job_scheduler.core.handlers.registry import task
 
 __version__ = "0.1.0"
-__all__ = ["RunContext", "__version__", "task"]
+__all__ = ["Fail", "RetryLater", "RunContext", "__version__", "task"]

@@ -102,7 +102,10 @@ async def start(
     stack.push_async_callback(_stop_heartbeat, heartbeat)
     await start_up(database, heartbeat.member, Rules.of(settings), settings.lease_seconds)
     heartbeat.note_joined()
-    await rescue_orphans(database)
+    if lock is None:
+        lock = _lock(settings, clock)
+    stack.push_async_callback(lock.close)
+    await rescue_orphans(database, lock.release)
 
     threads = DaemonThreads(settings.threads, "handler")
     stack.callback(threads.close)
@@ -110,9 +113,6 @@ async def start(
     built_in.task("send_report")(build_send_report(database, clock))
     registry = registry.with_defaults(built_in)
     caller = Caller(registry, threads, settings.unknown_tasks)
-    if lock is None:
-        lock = _lock(settings, clock)
-    stack.push_async_callback(lock.close)
 
     async def create(
         new: Sequence[NewTask],
@@ -142,6 +142,7 @@ async def start(
         settings.lease_seconds,
         time.monotonic,
         caller.cut_off,
+        lock.release,
     )
     await stack.enter_async_context(_loop(rescue.run))
     shutdown = Shutdown(dispatcher, caller, settings.shutdown_grace)

@@ -37,12 +37,8 @@ class _ParsedRequest(Request):
 
     def __init__(self, request: Request, raw: bytes, document: Any) -> None:
         super().__init__(request.scope, request.receive)
-        self._raw = raw
+        self._body = raw  # where its parent keeps a body that was read
         self._document = document
-
-    async def body(self) -> bytes:
-        """Return the body as it came."""
-        return self._raw
 
     async def json(self) -> Any:
         """Return the parsed document."""

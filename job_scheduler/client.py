@@ -11,7 +11,7 @@ and needs neither the web framework nor the scheduler.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -45,13 +45,17 @@ def enqueue(
     *,
     payload: Mapping[str, Any] | None = None,
     task_id: str | UUID | None = None,
-    max_attempts: int = 1,
+    max_attempts: int | None = None,
     on_crash: str | None = None,
+    retry_delay: float | Sequence[float] | None = None,
+    retry_max_delay: float | None = None,
+    start_before: datetime | None = None,
     notify: bool = True,
 ) -> str:
     """Insert a task in the transaction of `session`, and return its id; nothing is committed.
 
-    The arguments mean what they mean in ``POST /tasks``. A `run_at` without offset is UTC; none
+    The arguments mean what they mean in ``POST /tasks``; the defaults of a handler are not known
+    here, so without `max_attempts` it is started once. A time without offset is UTC; none
     at all is now, by the database's clock. A `task_id` of your own makes a repetition harmless:
     the same arguments again insert nothing (where `run_at` is left out, the first time stands).
 
@@ -72,6 +76,9 @@ def enqueue(
             "payload": _document(payload),
             "max_attempts": max_attempts,
             "on_crash": on_crash,
+            "retry_delay": list(retry_delay) if isinstance(retry_delay, Sequence) else retry_delay,
+            "retry_max_delay": retry_max_delay,
+            "start_before": start_before and _in_utc("start_before", start_before).isoformat(),
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
     )
@@ -105,11 +112,15 @@ def _instant(connection: Connection, run_at: datetime | None) -> datetime:
         raise ValueError(  # noqa: TRY004 (as for every other argument)
             "run_at: Must be a datetime, or None for now."
         )
+    return _in_utc("run_at", run_at)
+
+
+def _in_utc(name: str, moment: datetime) -> datetime:
     try:
-        return run_at.replace(tzinfo=UTC) if run_at.utcoffset() is None else run_at.astimezone(UTC)
+        return moment.replace(tzinfo=UTC) if moment.utcoffset() is None else moment.astimezone(UTC)
     except OverflowError:
         raise ValueError(
-            f"run_at: There is no such date and time in UTC. {INSTANT_REMEDY}"
+            f"{name}: There is no such date and time in UTC. {INSTANT_REMEDY}"
         ) from None
 
 

@@ -108,6 +108,9 @@ CHANNEL = "job_scheduler"
 MAX_ATTEMPTS_LIMIT = 1_000
 """Attempts that a task may be given, at most."""
 
+SECONDS_MAX = 366 * 86_400
+"""A year: the longest delay that may be asked for, in seconds."""
+
 NAME_MAX_LENGTH = 255
 """Characters in a task's name, at most."""
 

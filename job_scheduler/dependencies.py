@@ -65,6 +65,11 @@ class Services:
             return None
         return UnknownTaskName(wanted.name, self.registry.names())
 
+    def attempts_of(self, name: str) -> int:
+        """Return how often a task of this name may be started if it does not say so itself."""
+        handler = self.registry.get(name)
+        return 1 if handler is None else handler.options.max_attempts
+
 
 async def _services(request: Request) -> Services:
     # Not a plain function: FastAPI would call that in a thread.

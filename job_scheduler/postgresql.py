@@ -52,7 +52,7 @@ def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[
     # A process that is paused in the middle of a transaction keeps the row of its instance locked:
     # nobody can bury it before the server has ended that transaction.
     options = (
-        "-c timezone=UTC -c default_transaction_isolation=read\\ committed "
+        "-c default_transaction_isolation=read\\ committed "
         "-c statement_timeout=15s -c lock_timeout=10s "
         "-c idle_in_transaction_session_timeout=5s "
         # What was answered 201 survives a crash of the server, whatever its own default is.
@@ -74,5 +74,6 @@ def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[
         "application_name": "job-scheduler",
         # What the URL itself asks for comes last, and so wins.
         **url.query,
-        "options": f"{options} {url.query.get('options', '')}".strip(),
+        # But for the time zone: what the driver makes of a time is shown as it stands.
+        "options": f"{options} {url.query.get('options', '')} -c timezone=UTC",
     }

@@ -27,8 +27,9 @@ from job_scheduler.threads import DaemonThreads
 _logger = logging.getLogger(__name__)
 
 LOCK_MILLISECONDS = 1_000
-"""From lock to claim takes less by far. A claimed task's lock is left to expire, so an instance
-that is up to so much behind the others finds out here, by the hundred, and not at the database."""
+"""From lock to claim takes less by far, unless the database stalls. A claimed task's lock is left
+to expire, so an instance that is up to so much behind the others finds out here, by the hundred,
+and not at the database."""
 _TIMEOUT = 0.3
 _PAUSE_AFTER_FAILURE = 1.0
 # All wishes of a batch in one call, each carried out in one step: a lock is taken if nobody, or

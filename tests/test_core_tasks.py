@@ -38,6 +38,7 @@ from tests.support.app import (
     finished,
     later,
     post,
+    refused,
     running,
     services_of,
 )
@@ -652,6 +653,41 @@ def test_repeated_claim_finds_what_the_first_one_achieved(
         assert first.attempt == 1
 
     on_bench(store, registry, scenario)
+
+
+@only_postgresql
+def test_repeated_claim_waits_for_the_first_one_and_finds_it(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    task_id = store.insert_task(run_at=later(-1))
+    request = ClaimRequest(task_id, new_token())
+
+    async def scenario(one: Bench) -> None:
+        with one.database.writing() as connection:
+            [first] = claims.claim(connection, one.instance_id, [request])
+            repetition = asyncio.ensure_future(
+                one.database.write(claims.claim, one.instance_id, [request], repeated=True)
+            )
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'transactionid'"
+            await asyncio.to_thread(
+                wait_until,
+                lambda: store.sql(f"{waiting} AND datname = current_database()")[0]["count"],
+            )
+        assert await repetition == [first]
+
+    on_bench(store, registry, scenario)
+
+
+def test_task_whose_claim_was_refused_runs_when_the_obstacle_is_gone(
+    backend: Backend, registry: HandlerRegistry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    registry.task("probe")(lambda: None)
+    with running(backend, registry) as client:
+        with refused(backend, "NEW.status = 'running'"):
+            task_id = backend.insert_task(run_at=later(-1))
+            wait_until(lambda: "broke off" in capfd.readouterr().err)
+            assert backend.row(task_id)["status"] == "scheduled"
+        assert finished(client, task_id)["status"] == "done"
 
 
 def test_result_is_only_recorded_under_the_claims_own_token(

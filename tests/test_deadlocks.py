@@ -31,7 +31,7 @@ from job_scheduler.exceptions import (
 from job_scheduler.identifiers import new_token
 from job_scheduler.process import own_identity
 from tests.conftest import POSTGRESQL
-from tests.support.app import Backend
+from tests.support.app import Backend, no_lock
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 pytestmark = only_postgresql
@@ -199,7 +199,7 @@ class Storm:
 
     async def rescue(self) -> None:
         """Rescue what the dead have left."""
-        await rescue_orphans(self._database)
+        await rescue_orphans(self._database, no_lock)
 
     async def revive(self) -> None:
         """Bury whoever there is, itself included, and take part again under a new id."""

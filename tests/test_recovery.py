@@ -29,6 +29,7 @@ from tests.support.app import (
     Backend,
     finished,
     later,
+    no_lock,
     post,
     running,
     service_process,
@@ -407,8 +408,8 @@ def test_running_tasks_of_dead_instances_fail_and_those_of_living_ones_go_on(
             store.insert_task(run_at=later(-60), instance_id=dead),
         ]
         before = [store.row(task_id) for task_id in others]
-        assert asyncio.run(rescue_orphans(database)) == 4
-        assert asyncio.run(rescue_orphans(database)) == 0
+        assert asyncio.run(rescue_orphans(database, no_lock)) == 4
+        assert asyncio.run(rescue_orphans(database, no_lock)) == 0
     for task_id in cut_off:
         row = store.row(task_id)
         assert row["status"] == TaskStatus.Failed

@@ -29,7 +29,9 @@ from job_scheduler.core.outcomes import (
     Failed,
     NotStarted,
     Outcome,
+    RetryIn,
     Succeeded,
+    TooLate,
     decide,
 )
 from job_scheduler.core.records import Record, record, task_runs
@@ -48,7 +50,9 @@ from tests.support.app import (
     bench,
     finished,
     later,
+    no_lock,
     post,
+    refused,
     running,
     service_process,
     services_of,
@@ -80,6 +84,21 @@ DECISIONS: list[tuple[Outcome, int, int, OnCrash | None, TaskStatus, RunOutcome 
     (CutOff("why"), 1, 3, None, TaskStatus.Scheduled, RunOutcome.Interrupted),
     (CutOff("why"), 1, 1, None, TaskStatus.Failed, RunOutcome.Interrupted),
 ]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attempt", "decision"),
+    [
+        (RetryIn("why", 7.5), 1, Decision(TaskStatus.Scheduled, "why", RunOutcome.Failed, 7.5)),
+        (RetryIn("why", 7.5), 3, Decision(TaskStatus.Failed, "why", RunOutcome.Failed)),
+        (TooLate("why"), 1, Decision(TaskStatus.Failed, "why", None)),
+    ],
+)
+def test_failed_run_is_repeated_while_attempts_are_left(
+    outcome: Outcome, attempt: int, decision: Decision
+) -> None:
+    for on_crash in (None, *OnCrash):
+        assert decide(outcome, attempt, 3, on_crash) == decision
 
 
 @pytest.mark.parametrize(
@@ -324,11 +343,13 @@ def test_instance_that_was_paused_beyond_its_lease_writes_nothing_over_the_newer
 
 
 @pytest.mark.slow
-def test_handlers_are_asked_to_stop_when_the_signal_arrives(stage: Stage, backend: Backend) -> None:
+def test_handlers_are_asked_to_stop_when_the_signal_arrives(
+    stage: Stage, backend: Backend, tmp_path: Path
+) -> None:
     service = stage.process("one", SHUTDOWN_GRACE="60")
     client = stage.client(service)
     task = post(client, name="stoppable", run_at=later(0))
-    wait_until(lambda: backend.row(task["task_id"])["status"] == "running")
+    wait_until((tmp_path / "begun").exists)
     assert service.stop() == 0 or service.process.returncode == -signal.SIGTERM
     row = backend.row(task["task_id"])
     assert (row["status"], row["result"]) == ("done", "stopped in order")
@@ -375,32 +396,6 @@ def test_process_whose_loop_hangs_ends_itself_and_says_where(
 # ------------------------------------------------------------------------- step by step
 
 
-@contextmanager
-def refused(store: Backend, condition: str) -> Iterator[None]:
-    """Let the database refuse changes of tasks that meet a condition on their NEW row."""
-    if store.dialect == "sqlite":
-        store.sql(
-            f"CREATE TRIGGER refusal BEFORE UPDATE ON scheduled_tasks WHEN {condition} "
-            "BEGIN SELECT RAISE(ABORT, 'refused'); END"
-        )
-    else:
-        store.sql(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
-            "$$BEGIN RAISE 'refused'; END$$"
-        )
-        store.sql(
-            f"CREATE TRIGGER refusal BEFORE UPDATE ON scheduled_tasks FOR EACH ROW "
-            f"WHEN ({condition}) EXECUTE FUNCTION refuse()"
-        )
-    try:
-        yield
-    finally:
-        if store.dialect == "sqlite":
-            store.sql("DROP TRIGGER refusal")
-        else:
-            store.sql("DROP FUNCTION refuse CASCADE")
-
-
 def test_row_that_cannot_be_rescued_does_not_hold_up_the_others(
     store: Backend, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,12 +405,12 @@ def test_row_that_cannot_be_rescued_does_not_hold_up_the_others(
     with store.database() as database:
         hopeless: set[str] = set()
         with refused(store, "NEW.name = 'cursed'"):
-            assert asyncio.run(rescue_orphans(database, hopeless)) == 3
-            assert asyncio.run(rescue_orphans(database, hopeless)) == 0
+            assert asyncio.run(rescue_orphans(database, no_lock, hopeless)) == 3
+            assert asyncio.run(rescue_orphans(database, no_lock, hopeless)) == 0
         statuses = [store.row(task_id)["status"] for task_id in tasks]
         assert statuses == ["failed", "running", "failed", "failed"]
         assert capfd.readouterr().err.count(f"task {tasks[1]} cannot be rescued") == 1
-        assert asyncio.run(rescue_orphans(database, hopeless)) == 1
+        assert asyncio.run(rescue_orphans(database, no_lock, hopeless)) == 1
 
 
 @only_postgresql
@@ -426,9 +421,9 @@ def test_row_that_somebody_holds_locked_is_left_for_later(store: Backend) -> Non
             connection.execute(
                 text("SELECT 1 FROM scheduled_tasks WHERE task_id = :id FOR UPDATE"), {"id": held}
             )
-            assert asyncio.run(rescue_orphans(database)) == 1
+            assert asyncio.run(rescue_orphans(database, no_lock)) == 1
         assert [store.row(one)["status"] for one in (held, free)] == ["running", "failed"]
-        assert asyncio.run(rescue_orphans(database)) == 1
+        assert asyncio.run(rescue_orphans(database, no_lock)) == 1
 
 
 def test_more_runs_than_one_statement_takes_are_rescued_once_by_two(store: Backend) -> None:
@@ -440,7 +435,12 @@ def test_more_runs_than_one_statement_takes_are_rescued_once_by_two(store: Backe
 
     async def scenario() -> None:
         with store.database() as one, store.database() as two:
-            assert sum(await asyncio.gather(rescue_orphans(one), rescue_orphans(two))) == 1_200
+            assert (
+                sum(
+                    await asyncio.gather(rescue_orphans(one, no_lock), rescue_orphans(two, no_lock))
+                )
+                == 1_200
+            )
 
     asyncio.run(scenario())
     assert store.count("status = 'scheduled' AND attempt = 1 AND claim_token IS NULL") == 1_200
@@ -453,6 +453,7 @@ class Rescuer:
 
     def __init__(self, one: Bench) -> None:
         self.now = 0.0
+        self.released: list[tuple[str, str]] = []
         database = Database(one.database.engine)
         self.member = Member(one.instance_id, own_identity())
         self.heartbeat = Heartbeat(database, self.member, 15, new_token, lambda: None)
@@ -463,6 +464,7 @@ class Rescuer:
             15,
             lambda: self.now,
             one.caller.cut_off,
+            lambda *lock: self.released.append(lock),
         )
 
 
@@ -494,7 +496,9 @@ def test_claim_that_nobody_knows_of_is_given_back_after_two_looks(
         assert await rescuer.rescue.reconcile() == 0
         assert store.row(task_id)["status"] == "running"
         rescuer.now = 6.0
+        assert rescuer.released == []
         await rescuer.rescue.step()
+        assert rescuer.released == [(task_id, request.token)]
         row = store.row(task_id)
         assert row | {"updated_at": None} == before | {"updated_at": None}
         assert history(store, task_id) == []
@@ -523,9 +527,12 @@ def test_claim_that_is_carried_out_again_after_its_record_is_rescued(store: Back
             claim(connection, member.instance_id, requests)
             instances.leave(connection, member.instance_id)
         assert store.row(task_id)["status"] == "running"
-        assert asyncio.run(rescue_orphans(database)) == 1
+        freed: list[tuple[str, str]] = []
+        assert asyncio.run(rescue_orphans(database, lambda *lock: freed.append(lock))) == 1
     assert store.row(task_id)["status"] == "scheduled"
     assert history(store, task_id) == [(1, "interrupted", "why")]
+    # The lock is the dead one's: nobody need wait for it to expire.
+    assert freed == [(task_id, requests[0].token)]
 
 
 def test_run_that_is_under_way_is_known(store: Backend, registry: HandlerRegistry) -> None:
@@ -675,9 +682,9 @@ def test_rescue_stops_at_an_outage_wherever_it_comes(
     with store.database() as database:
         event.listen(database.engine, "before_cursor_execute", fail)
         with pytest.raises(DatabaseUnavailable):
-            asyncio.run(rescue_orphans(database))
+            asyncio.run(rescue_orphans(database, no_lock))
         assert {store.row(task_id)["status"] for task_id in task_ids} == {"running"}
-        assert asyncio.run(rescue_orphans(database)) == 2
+        assert asyncio.run(rescue_orphans(database, no_lock)) == 2
 
 
 def test_late_result_of_a_task_that_is_gone_is_forgotten(

@@ -7,7 +7,7 @@ import asyncio
 import os
 import threading
 
-from job_scheduler import RunContext, task
+from job_scheduler import Fail, RunContext, task
 from job_scheduler.chaos.ledger import LEDGER_VARIABLE, Entry, Event, append
 from job_scheduler.chaos.plan import HandlerKind
 from job_scheduler.clock import SystemClock
@@ -15,8 +15,8 @@ from job_scheduler.clock import SystemClock
 _clock = SystemClock()
 
 
-class ChaosError(Exception):
-    """Raised where the plan says that a handler fails; it names the run's token."""
+class ChaosError(Fail):
+    """Raised where the plan says that a handler fails, for good; it names the run's token."""
 
 
 @task(HandlerKind.Async.value)

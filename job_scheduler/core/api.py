@@ -78,7 +78,7 @@ async def create_task(
         raise refusal
     chosen_id = wanted.task_id if key is None else task_id_of_key(key)
     task_id = chosen_id or new_task_id(services.clock.now())
-    new = NewTask.of(wanted, task_id)
+    new = NewTask.of(wanted, task_id, services.attempts_of(wanted.name))
     try:
         with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
             stored = await services.creates.submit(new)

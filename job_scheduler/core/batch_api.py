@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
@@ -26,7 +25,7 @@ from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.schemas import Task, TaskBatch, TaskCreate
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
-from job_scheduler.dependencies import ServicesDep
+from job_scheduler.dependencies import Services, ServicesDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
     BodyTooLarge,
@@ -81,7 +80,7 @@ async def create_batch(request: Request, services: ServicesDep) -> Response:
         raw = await _read(request, services.batches.upload_seconds)
         async with services.batches.turn:
             wanted = await asyncio.to_thread(parse, raw, services.refusal_of, keyed=key is not None)
-            new = await asyncio.to_thread(_identify, wanted, key, services.clock.now())
+            new = await asyncio.to_thread(_identify, wanted, key, services)
             due = [DueTask(task.run_at, task.task_id, task.name) for task in new]
             try:
                 async with _reserved(services.timer, due):
@@ -101,12 +100,16 @@ async def _read(request: Request, seconds: float) -> bytes:
         raise BodyTooSlow(seconds) from None
 
 
-def _identify(wanted: Sequence[TaskCreate], key: str | None, now: datetime) -> list[NewTask]:
+def _identify(wanted: Sequence[TaskCreate], key: str | None, services: Services) -> list[NewTask]:
     if key is not None:
         ids = [task_id_in_batch(key, index) for index in range(len(wanted))]
     else:
+        now = services.clock.now()
         ids = [task.task_id or new_task_id(now) for task in wanted]
-    return [NewTask.of(task, task_id) for task, task_id in zip(wanted, ids, strict=True)]
+    return [
+        NewTask.of(task, task_id, services.attempts_of(task.name))
+        for task, task_id in zip(wanted, ids, strict=True)
+    ]
 
 
 @asynccontextmanager

@@ -52,6 +52,9 @@ class Claim(Run):
 
     name: str
     payload: dict[str, Any]
+    retry_delay: float | list[float] | None = None
+    retry_max_delay: float | None = None
+    start_before: datetime | None = None
 
 
 DUE = case(
@@ -103,20 +106,21 @@ def claim(
     rows = connection.execute(
         statements[connection.dialect.name], {"given": given, "instance_id": instance_id}
     ).all()  # at once: on SQLite, a statement left half read would hold up all that follow
-    claimed = {claim.token: claim for claim in (Claim(*_members(row)) for row in rows)}
+    claimed = {row.claim_token: Claim(*_members(row)) for row in rows}
     waiting: dict[str, DueTask] = {}
     missing = [request.task_id for request in requests if request.token not in claimed]
     if missing:
-        still = connection.execute(
-            select(tasks.c.task_id, tasks.c.name, tasks.c.run_at, tasks.c.retry_at).where(
-                tasks.c.task_id.in_(missing),
-                tasks.c.status == TaskStatus.Scheduled.value,
-                tasks.c.missed_at.is_(None),
-            )
-        )
-        for task_id, name, run_at, retry_at in still:
-            waiting[task_id] = DueTask(retry_at or run_at, task_id, name)
+        # By their ids alone, as above.
+        found = connection.execute(select(*_LOOKED_AT).where(tasks.c.task_id.in_(missing)))
+        for task_id, name, run_at, retry_at, status, missed_at in found:
+            if status == TaskStatus.Scheduled and missed_at is None:
+                waiting[task_id] = DueTask(retry_at or run_at, task_id, name)
     return [claimed.get(request.token) or waiting.get(request.task_id) for request in requests]
+
+
+_LOOKED_AT = [
+    tasks.c[name] for name in ("task_id", "name", "run_at", "retry_at", "status", "missed_at")
+]
 
 
 def _members(row: Sequence[Any]) -> tuple[Any, ...]:
@@ -158,7 +162,10 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             attempt = attempt + CASE due.former WHEN 'scheduled' THEN 1 ELSE 0 END,
             claim_token = due.token,
             instance_id = :instance_id,
-            started_at = CASE due.former WHEN 'scheduled' THEN {now} ELSE started_at END,
+            -- A repetition that has waited for the first one is held by the constraints against the
+            -- row as it was before that, which had no started_at yet.
+            started_at = CASE due.former
+                WHEN 'scheduled' THEN {now} ELSE coalesce(started_at, {now}) END,
             updated_at = {now}
         FROM due
         WHERE scheduled_tasks.task_id = due.id AND EXISTS (
@@ -166,9 +173,12 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
-            {DUE_SQL} AS due, started_at, name, coalesce(payload, '{{}}') AS payload
+            {DUE_SQL} AS due, started_at, name, coalesce(payload, '{{}}') AS payload,
+            retry_delay, retry_max_delay, start_before
         """,  # noqa: S608 (made of constants)
         payload=tasks.c.payload.type,
+        retry_delay=tasks.c.retry_delay.type,
+        start_before=UtcDateTime,
         due=UtcDateTime,
         started_at=UtcDateTime,
     )

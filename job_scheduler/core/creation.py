@@ -24,17 +24,24 @@ from job_scheduler.identifiers import task_id_in_batch
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task as its caller wants it; `run_at` is aware."""
+    """A task as its caller wants it; times are aware.
+
+    Without `max_attempts` it may be started `default_attempts` times.
+    """
 
     task_id: str
     name: str
     run_at: datetime
     payload: dict[str, Any] | None
-    max_attempts: int = 1
+    max_attempts: int | None = None
     on_crash: OnCrash | None = None
+    retry_delay: float | list[float] | None = None
+    retry_max_delay: float | None = None
+    start_before: datetime | None = None
+    default_attempts: int = 1
 
     @classmethod
-    def of(cls, wanted: TaskCreate, task_id: str) -> "NewTask":
+    def of(cls, wanted: TaskCreate, task_id: str, default_attempts: int = 1) -> "NewTask":
         """Return the task that a request asks for, under an id of our choice."""
         return cls(
             task_id,
@@ -43,6 +50,10 @@ class NewTask:
             wanted.payload,
             wanted.max_attempts,
             wanted.on_crash,
+            wanted.retry_delay,
+            wanted.retry_max_delay,
+            wanted.start_before,
+            default_attempts,
         )
 
 
@@ -116,7 +127,7 @@ def _insert(connection: Connection, new: Iterable[NewTask]) -> dict[str, TaskRow
     dialect = connection.dialect.name
     # In order: two batches with the same ids would else wait for each other.
     asked = [_members(task) for task in sorted(new, key=lambda task: task.task_id)]
-    given = [members | {"run_at": _written(members["run_at"], dialect)} for members in asked]
+    given = [members | _written_times(members, dialect) for members in asked]
     decided = _by_id(connection.execute(_INSERT[dialect], {"given": strict_json.dumps(given)}))
     return {
         task_id: _UNSET | members | decided[task_id]
@@ -144,8 +155,11 @@ def _members(task: NewTask) -> dict[str, Any]:
         "name": task.name,
         "run_at": task.run_at.astimezone(UTC),
         "payload": task.payload,
-        "max_attempts": task.max_attempts,
+        "max_attempts": task.max_attempts or task.default_attempts,
         "on_crash": task.on_crash,
+        "retry_delay": task.retry_delay,
+        "retry_max_delay": task.retry_max_delay,
+        "start_before": task.start_before and task.start_before.astimezone(UTC),
     }
 
 
@@ -154,8 +168,18 @@ def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
         task.name == row["name"]
         and task.run_at == row["run_at"]
         and strict_json.same(task.payload, row["payload"])
-        and (task.max_attempts, task.on_crash) == (row["max_attempts"], row["on_crash"])
+        # A default is the release's own: it may have changed since the first request.
+        and task.max_attempts in (None, row["max_attempts"])
+        and all(getattr(task, name) == row[name] for name in _COMPARED)
     )
+
+
+def _written_times(members: dict[str, Any], dialect: str) -> dict[str, str]:
+    return {
+        name: _written(moment, dialect)
+        for name in ("run_at", "start_before")
+        if (moment := members[name]) is not None
+    }
 
 
 def _written(moment: datetime, dialect: str) -> str:
@@ -172,7 +196,11 @@ _MEMBERS = {
     "payload": "json",
     "max_attempts": "integer",
     "on_crash": "text",
+    "retry_delay": "json",
+    "retry_max_delay": "float8",
+    "start_before": "timestamptz",
 }
+_COMPARED = ("on_crash", "retry_delay", "retry_max_delay", "start_before")
 _UNSET = {column.name: None for column in SHOWN}
 _DECIDED = {
     column.name: column.type

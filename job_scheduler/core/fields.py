@@ -8,7 +8,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, RootModel, SkipVali
 from pydantic.json_schema import WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from job_scheduler.constants import BATCH_MAX_TASKS, NAME_MAX_LENGTH
+from job_scheduler.constants import (
+    BATCH_MAX_TASKS,
+    MAX_ATTEMPTS_LIMIT,
+    NAME_MAX_LENGTH,
+    SECONDS_MAX,
+)
 from job_scheduler.identifiers import parse_uuid
 
 EXAMPLE_ID = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
@@ -65,6 +70,12 @@ def whole_number(value: object) -> object:
     """Return 3.0 as 3: to JSON they are the same number. The rest is left as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
+
+Attempts = Annotated[
+    int, Field(strict=True, ge=1, le=MAX_ATTEMPTS_LIMIT), BeforeValidator(whole_number)
+]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
+RetryDelay = Seconds | Annotated[list[Seconds], Field(min_length=1, max_length=MAX_ATTEMPTS_LIMIT)]
 
 _UUID_SCHEMA = {"type": "string", "format": "uuid"}
 _UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"

@@ -23,8 +23,8 @@ def given_rows(dialect: str, columns: Mapping[str, str]) -> str:
 
 
 def returning(dialect: str, statement: str, **types: Any) -> Any:
-    """Return a statement whose columns come as `types` say.
+    """Return a statement, with the types of the columns that SQLite's driver cannot make by itself.
 
-    PostgreSQL's driver makes these values by itself, and much faster.
+    PostgreSQL's can, and is much faster.
     """
     return text(statement).columns(**types) if dialect == "sqlite" else text(statement)

@@ -29,6 +29,9 @@ async def list_handlers(services: ServicesDep) -> list[HandlerShown]:
             description=handler.description,
             payload=handler.arguments.schema(),
             example=handler.arguments.example(),
+            max_attempts=handler.options.max_attempts,
+            retry_delay=handler.options.retry_delay,
+            retry_max_delay=handler.options.retry_max_delay,
         )
         for handler in services.registry.all()
     ]

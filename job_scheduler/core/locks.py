@@ -24,7 +24,8 @@ class TaskLock(Protocol):
     def settle(self, task_id: str, token: str) -> None:
         """Take note that the claim is made: `token` needs the lock no longer; never raises.
 
-        Until it expires it may keep other processes, which come late, from asking the database.
+        Where there are other processes it may stay until it expires, and keep them, when they come
+        late, from asking the database.
         """
 
     async def away_since(self) -> datetime | None:
@@ -51,7 +52,7 @@ class InProcessLock:
         if self._holders.get(task_id) == token:
             del self._holders[task_id]
 
-    settle = release
+    settle = release  # nobody else is there to come late
 
     async def away_since(self) -> datetime | None:
         """Return None: there is nothing that could be away."""

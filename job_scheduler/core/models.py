@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -91,6 +92,14 @@ NOW_SQL = {
 
 It is read once a statement, so that all times which a statement writes agree.
 """
+
+
+def later_sql(dialect: str, seconds: str) -> str:
+    """Return the database's clock plus some `seconds`, for statements written as text."""
+    if dialect == "postgresql":
+        # Not clock_timestamp(): with a value that changes under way no index could be bounded.
+        return f"{NOW_SQL[dialect]} + make_interval(secs => {seconds})"
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
 
 
 JSON_TYPE_SQL = {"postgresql": "json_typeof", "sqlite": "json_type"}
@@ -170,6 +179,9 @@ class ScheduledTask(Base):
     attempt: Mapped[int] = mapped_column(Integer, server_default="0")
     max_attempts: Mapped[int] = mapped_column(Integer, server_default="1")
     on_crash: Mapped[str | None] = mapped_column(Text)
+    retry_delay: Mapped[Any | None] = mapped_column(_Json)
+    retry_max_delay: Mapped[float | None] = mapped_column(Double)
+    start_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
     retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     claim_token: Mapped[str | None] = mapped_column(_Uuid)
     instance_id: Mapped[str | None] = mapped_column(_Uuid)
@@ -191,9 +203,23 @@ class ScheduledTask(Base):
             CheckConstraint(f"{json_type}(payload) = 'object'", name="payload").ddl_if(dialect)
             for dialect, json_type in JSON_TYPE_SQL.items()
         ),
+        *(
+            CheckConstraint(f"{json_type}(retry_delay) IN ({kinds})", name="retry_delay").ddl_if(
+                dialect
+            )
+            for dialect, json_type, kinds in (
+                ("postgresql", "json_typeof", "'number', 'array'"),
+                ("sqlite", "json_type", "'integer', 'real', 'array'"),
+            )
+        ),
+        CheckConstraint("retry_max_delay >= 0", name="retry_max_delay"),
         # PostgreSQL knows 'infinity' and the year 294276; Python and ISO 8601 do not.
         CheckConstraint(
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'", name="run_at"
+        ),
+        CheckConstraint(
+            "start_before >= '0001-01-01' AND start_before <= '9999-12-31 23:59:59.999999'",
+            name="start_before",
         ),
         CheckConstraint(
             "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'", name="retry_at"

@@ -21,6 +21,21 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryIn:
+    """The handler raised `error`, and may be tried again in some seconds if attempts are left."""
+
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """The task was claimed when it was no longer worth it: its handler was never called."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CutOff:
     """The run ended before its handler did: whether its work was done is not known.
 
@@ -36,19 +51,21 @@ class NotStarted:
     """The task was claimed, but its handler was never called: nothing has happened."""
 
 
-Outcome = Succeeded | Failed | CutOff | NotStarted
+Outcome = Succeeded | Failed | RetryIn | TooLate | CutOff | NotStarted
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What is to be written: the task's status and result, and the attempt's entry.
 
-    With ``outcome`` None the attempt never was: it has no entry, and is given back.
+    With ``outcome`` None the attempt never was: it has no entry, and is given back. What is to be
+    run again is due after `delay` seconds.
     """
 
     status: TaskStatus
     result: Any
     outcome: RunOutcome | None
+    delay: float = 0.0
 
 
 def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash | None) -> Decision:
@@ -58,6 +75,12 @@ def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash 
             return Decision(TaskStatus.Done, result, RunOutcome.Done)
         case Failed(error):
             return Decision(TaskStatus.Failed, error, RunOutcome.Failed)
+        case RetryIn(error, seconds) if attempt < max_attempts:
+            return Decision(TaskStatus.Scheduled, error, RunOutcome.Failed, seconds)
+        case RetryIn(error):
+            return Decision(TaskStatus.Failed, error, RunOutcome.Failed)
+        case TooLate(reason):
+            return Decision(TaskStatus.Failed, reason, None)
         case NotStarted():
             return Decision(TaskStatus.Scheduled, None, None)
         case _:

@@ -16,7 +16,7 @@ from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome
 from job_scheduler.core.claims import DUE_SQL, Run
 from job_scheduler.core.given import given_rows
-from job_scheduler.core.models import NOW_SQL, TaskRun, database_now
+from job_scheduler.core.models import NOW_SQL, TaskRun, database_now, later_sql
 from job_scheduler.core.outcomes import Decision, Outcome, decide
 from job_scheduler.core.store import tasks
 
@@ -70,6 +70,7 @@ def _given(entry: Record) -> dict[str, Any]:
         # JSON inside JSON, as text: it is stored as it is, not taken apart.
         "result": None if decision.result is None else strict_json.dumps(decision.result),
         "outcome": decision.outcome and decision.outcome.value,
+        "delay": decision.delay,
     }
 
 
@@ -143,6 +144,7 @@ _MEMBERS = {
     "status": "text",
     "result": "text",
     "outcome": "text",
+    "delay": "float8",
 }
 _RESULT = {"postgresql": "CAST(given.result AS json)", "sqlite": "given.result"}
 
@@ -162,7 +164,7 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
             SELECT task.task_id, task.claim_token, task.attempt, task.run_at, task.retry_at,
                 task.started_at, task.instance_id,
                 given.status AS becomes, given.status <> 'scheduled' AS has_ended,
-                given.outcome, {_RESULT[dialect]} AS result
+                given.outcome, given.delay, {_RESULT[dialect]} AS result
             FROM {given_rows(dialect, _MEMBERS)}
             JOIN scheduled_tasks AS task ON task.task_id = given.task_id
             -- CASE keeps it from the index of all that run: each task is found by its id.
@@ -182,13 +184,14 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
         UPDATE scheduled_tasks AS task SET
             status = standing.becomes,
             result = CASE WHEN standing.has_ended THEN standing.result END,
-            -- What goes back to be run again is due at once, unless it never was begun.
+            -- What goes back to be run again has a new time, unless it never was begun.
             retry_at = CASE WHEN standing.has_ended OR standing.outcome IS NULL
-                THEN task.retry_at ELSE {now} END,
+                THEN task.retry_at ELSE {later_sql(dialect, "standing.delay")} END,
             attempt = task.attempt - CASE WHEN standing.outcome IS NULL THEN 1 ELSE 0 END,
             claim_token = CASE WHEN standing.has_ended THEN task.claim_token END,
             instance_id = CASE WHEN standing.has_ended THEN task.instance_id END,
-            started_at = CASE WHEN standing.has_ended THEN task.started_at END,
+            started_at = CASE WHEN standing.has_ended AND standing.outcome IS NOT NULL
+                THEN task.started_at END,
             finished_at = CASE WHEN standing.has_ended THEN {now} END,
             updated_at = {now}
         FROM standing

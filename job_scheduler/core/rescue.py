@@ -40,8 +40,9 @@ _UNRECORDED = CutOff("interrupted: how it ended could not be stored; the service
 class Rescue:
     """Watches the others, and deals with the runs that have nobody (`lease` is in seconds).
 
-    `cut_off` is called when this instance itself may have been taken for dead, to end those of
-    its runs that may be repeated elsewhere.
+    `release` gives a lock back, by the task's id and the claim's token. `cut_off` is called when
+    this instance itself may have been taken for dead, to end those of its runs that may be
+    repeated elsewhere.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Rescue:
         lease: float,
         monotonic: Callable[[], float],
         cut_off: Callable[[str, Callable[[Claim], bool]], None],
+        release: Callable[[str, str], None],
     ) -> None:
         self._database = database
         self._heartbeat = heartbeat
@@ -59,6 +61,7 @@ class Rescue:
         self._lease = lease
         self._monotonic = monotonic
         self._cut_off = cut_off
+        self._release = release
         self._watch = Watch(heartbeat.member.process, lease, monotonic)
         self._own_id = heartbeat.instance_id
         self._suspects: set[str] = set()
@@ -91,7 +94,7 @@ class Rescue:
         if self._monotonic() - self._reconciled_at >= _RECONCILE_SECONDS:
             self._reconciled_at = self._monotonic()
             await self.reconcile()
-        return await rescue_orphans(self._database, self._hopeless)
+        return await rescue_orphans(self._database, self._release, self._hopeless)
 
     def look_at_own_lease(self) -> None:
         """End what may be repeated elsewhere when this instance may count as dead.
@@ -124,14 +127,18 @@ class Rescue:
         for run in abandoned:
             unrecorded = self._under_way.is_unrecorded(run.token)
             outcome: Outcome = _UNRECORDED if unrecorded else NotStarted()
+            self._release(run.task_id, run.token)
             await self._database.write(record, [Record.of(run, outcome)])
             _logger.warning("task %s was running here and nobody knew of it", run.task_id)
         return len(abandoned)
 
 
-async def rescue_orphans(database: Database, hopeless: set[str] | None = None) -> int:
+async def rescue_orphans(
+    database: Database, release: Callable[[str, str], None], hopeless: set[str] | None = None
+) -> int:
     """Deal with the runs of dead instances, as each task's on_crash says; return how many.
 
+    Their locks are given back by `release`, so that they can be repeated at once.
     A row that cannot be dealt with does not hold up those after it; it is logged, and noted in
     `hopeless`, so that it is logged once.
 
@@ -143,6 +150,8 @@ async def rescue_orphans(database: Database, hopeless: set[str] | None = None) -
     while orphans := await database.read(_orphans, after):
         after = orphans[-1].task_id
         records = [Record.of(run, CRASHED) for run in orphans]
+        for run in orphans:
+            release(run.task_id, run.token)
         try:
             rescued += sum(await database.write(record, records, skip_locked=True))
         except DatabaseUnavailable:

@@ -12,10 +12,10 @@ class LoopScheduler(AsyncIOScheduler):  # type: ignore[misc]
     _will_look = False
 
     def wakeup(self) -> None:
-        """Look for what is due at the next turn of the loop; call it in the loop's thread."""
+        """Look for what is due at the next turn of the loop."""
         if not self._will_look:
-            self._will_look = True
             super().wakeup()
+            self._will_look = True
 
     def _process_jobs(self) -> float | None:
         self._will_look = False

@@ -4,7 +4,18 @@ import re
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SkipValidation
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SkipValidation,
+    TypeAdapter,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -12,18 +23,19 @@ from job_scheduler.constants import (
     BATCH_MAX_TASKS,
     LIST_DEFAULT_LIMIT,
     LIST_MAX_LIMIT,
-    MAX_ATTEMPTS_LIMIT,
     NAME_MAX_LENGTH,
     OnCrash,
     TaskStatus,
 )
 from job_scheduler.core.fields import (
     EXAMPLE_ID,
+    Attempts,
     GivenUuid,
     Instant,
     PayloadObject,
+    RetryDelay,
+    Seconds,
     Uuid,
-    whole_number,
 )
 
 _EXAMPLE_TASK: JsonDict = {
@@ -38,6 +50,9 @@ _EXAMPLE_TASK: JsonDict = {
     "attempt": 0,
     "max_attempts": 1,
     "on_crash": None,
+    "retry_delay": None,
+    "retry_max_delay": None,
+    "start_before": None,
     "retry_at": None,
     "instance_id": None,
     "started_at": None,
@@ -90,22 +105,42 @@ class TaskCreate(BaseModel):
         Field(description="Keyword arguments for the handler.", examples=[{"hours": 24}]),
     ] = None
     max_attempts: Annotated[
-        int,
+        Attempts | None,
         Field(
-            strict=True,
-            ge=1,
-            le=MAX_ATTEMPTS_LIMIT,
-            description="How often it may be started. 1: at most once, a run that is cut off is "
-            "not repeated. More: at least once, a run that is cut off is repeated.",
+            description="How often it may be started; by default what the handler says, else 1. "
+            "1: at most once, a run that fails or is cut off is not repeated. More: at least "
+            "once, a run that fails or is cut off is repeated.",
         ),
-        BeforeValidator(whole_number),
-    ] = 1
+    ] = None
     on_crash: Annotated[
         OnCrash | None,
         Field(
             description="What becomes of the task when its run is cut off by a crash or a stop: "
             "`fail`; `retry`, as long as attempts are left; or `hold`, status `unknown`, for a "
             "person to decide. By default `retry` while attempts are left, else `fail`."
+        ),
+    ] = None
+    retry_delay: Annotated[
+        RetryDelay | None,
+        Field(
+            description="Seconds before a failed run is repeated: a number, which is doubled with "
+            "each attempt, and of which a random part is waited; or a list of fixed delays, the "
+            "last of which stands for all that follow. By default what the handler says, else 5.",
+            examples=[10, [1, 10, 60]],
+        ),
+    ] = None
+    retry_max_delay: Annotated[
+        Seconds | None,
+        Field(
+            description="Where retry_delay is a number: the seconds that its doubling never "
+            "exceeds. By default what the handler says, else 3600.",
+        ),
+    ] = None
+    start_before: Annotated[
+        Instant | None,
+        Field(
+            description="When it is no longer worth starting: from then on it fails instead, and "
+            "its result says that it is expired."
         ),
     ] = None
     task_id: Annotated[
@@ -117,6 +152,16 @@ class TaskCreate(BaseModel):
             examples=[EXAMPLE_ID],
         ),
     ] = None
+
+    @field_validator("start_before")
+    @classmethod
+    def _comes_after_run_at(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
+        run_at = info.data.get("run_at")
+        if value is not None and run_at is not None and value < run_at:
+            raise PydanticCustomError(
+                "start_before", "Must not lie before run_at: it would never be started."
+            )
+        return value
 
 
 class TaskBatch(BaseModel):
@@ -174,6 +219,10 @@ class Task(BaseModel):
     attempt: Annotated[int, Field(description="How often it has been started.")]
     max_attempts: Annotated[int, Field(description="How often it may be started.")]
     on_crash: OnCrash | None
+    # A row that was written by hand is shown as it is.
+    retry_delay: Annotated[JsonValue, WithJsonSchema(TypeAdapter(RetryDelay | None).json_schema())]
+    retry_max_delay: float | None
+    start_before: datetime | None
     retry_at: Annotated[
         datetime | None, Field(description="When it is to start, if not at run_at.")
     ]

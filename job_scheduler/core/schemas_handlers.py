@@ -13,6 +13,9 @@ _EXAMPLE: dict[str, Any] = {
         "additionalProperties": False,
     },
     "example": {},
+    "max_attempts": 1,
+    "retry_delay": 5.0,
+    "retry_max_delay": 3600.0,
 }
 
 
@@ -31,3 +34,8 @@ class HandlerShown(BaseModel):
         dict[str, Any] | None,
         Field(description="A payload that fits; null where it would have to be guessed."),
     ]
+    max_attempts: Annotated[
+        int, Field(description="For tasks that do not say so themselves, as the two that follow.")
+    ]
+    retry_delay: float | list[float]
+    retry_max_delay: float

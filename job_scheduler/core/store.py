@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, select, tuple_
 
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.given import returning
-from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime
+from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime, later_sql
 from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound
 
 tasks = cast("Table", ScheduledTask.__table__)
@@ -100,12 +100,7 @@ def due_tasks(connection: Connection, horizon: timedelta, limit: int) -> list[Du
 
 
 def _due_statement(dialect: str) -> Any:
-    horizon = {
-        # Not clock_timestamp(): with a value that changes under way no index could be bounded, and
-        # every task that is still to come would be looked at.
-        "postgresql": f"{NOW_SQL['postgresql']} + make_interval(secs => :seconds)",
-        "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', :seconds || ' seconds')",
-    }[dialect]
+    horizon = later_sql(dialect, ":seconds")
     return returning(
         dialect,
         f"""

@@ -31,8 +31,9 @@ _PAGE = 5_000
 _SLICE = 20
 """Tasks registered in one go: each may be a job of its own for APScheduler."""
 _BREATH = 0.001
+"""Seconds between slices, in which that which runs moves on."""
 _URGENT = timedelta(seconds=0.5)
-"""What is due later can wait for a breath between slices, in which that which runs moves on."""
+"""What is due so soon does not wait for a breath."""
 
 
 class Sweep:
@@ -67,6 +68,7 @@ class Sweep:
         while True:
             # Cleared before, not after: a wish that comes up meanwhile is for another sweep.
             self._wanted.clear()
+            begin = time.monotonic()
             try:
                 await self.sweep()
                 if away:
@@ -79,8 +81,9 @@ class Sweep:
             except Exception:
                 _logger.exception("a sweep failed; the next one follows in a moment")
             # A large backlog is looked at less often: looking is not to be the main work.
-            pause = _PAUSE_FACTOR * self._look_seconds
-            pause = max(self._interval, min(pause, _PAUSE_MAX))
+            pause = max(self._interval, min(_PAUSE_FACTOR * self._look_seconds, _PAUSE_MAX))
+            # What is registered with breaths takes its time out of the pause.
+            pause -= time.monotonic() - begin - self._look_seconds
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), pause)
 
@@ -121,7 +124,8 @@ class Sweep:
         brought = 0
         for place, task in enumerate(new):
             if place % _SLICE == 0:
-                urgent = task.due <= self._clock.now() + _URGENT
+                # Nor does whoever has woken us wait: the next sweep is for them.
+                urgent = self._wanted.is_set() or task.due <= self._clock.now() + _URGENT
                 await asyncio.sleep(0 if urgent else _BREATH)
             if self._timer.has_let_go(task.task_id):
                 continue

@@ -114,6 +114,9 @@ class TaskRunner:
         except DatabaseUnavailable:
             _logger.warning("task %s cannot be claimed: the database is away", task_id)
             answer = None
+        except BaseException:
+            self._lock.release(task_id, token)
+            raise
         if isinstance(answer, Claim):
             # From here on the claim protects the run: no lock can expire under it.
             self._lock.settle(task_id, token)
@@ -125,6 +128,9 @@ class TaskRunner:
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         record = Record.of(claim, outcome)
+        if record.decision.status is TaskStatus.Scheduled:
+            # Before the record: whoever sees it scheduled again is to find it free.
+            self._lock.release(claim.task_id, claim.token)
         try:
             stands = await self._records.submit(record)
         except Exception:
@@ -133,8 +139,6 @@ class TaskRunner:
             _logger.exception("task %s: its result could not be stored", claim.task_id)
             record = Record.of(claim, _UNSTORABLE)
             stands = await self._records.submit(record)
-        if record.decision.status is TaskStatus.Scheduled:
-            self._lock.release(claim.task_id, claim.token)
         if not stands:
             _logger.warning(
                 "task %s: this run's claim was lost, its result is kept in the history alone",

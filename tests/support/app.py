@@ -194,6 +194,36 @@ class CountingLock:
         await self.inner.close()
 
 
+@contextmanager
+def refused(store: Backend, condition: str) -> Iterator[None]:
+    """Let the database refuse changes of tasks that meet a condition on their NEW row."""
+    if store.dialect == "sqlite":
+        store.sql(
+            f"CREATE TRIGGER refusal BEFORE UPDATE ON scheduled_tasks WHEN {condition} "
+            "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+    else:
+        store.sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN RAISE 'refused'; END$$"
+        )
+        store.sql(
+            f"CREATE TRIGGER refusal BEFORE UPDATE ON scheduled_tasks FOR EACH ROW "
+            f"WHEN ({condition}) EXECUTE FUNCTION refuse()"
+        )
+    try:
+        yield
+    finally:
+        if store.dialect == "sqlite":
+            store.sql("DROP TRIGGER refusal")
+        else:
+            store.sql("DROP FUNCTION refuse CASCADE")
+
+
+def no_lock(_task_id: str, _token: str) -> None:
+    """Give no lock back: there is none."""
+
+
 @dataclass
 class Bench:
     """`run_task` alone, with neither timer nor sweep: the test starts each run."""

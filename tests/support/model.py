@@ -20,6 +20,7 @@ from job_scheduler.database import Database
 from job_scheduler.exceptions import StartError
 from job_scheduler.identifiers import new_token
 from job_scheduler.process import ProcessIdentity
+from tests.support.app import no_lock
 
 LEASE = 15.0
 T = TypeVar("T")
@@ -82,6 +83,7 @@ class Virtual:
             LEASE,
             lambda: self.world.now,
             lambda *_: None,
+            no_lock,
         )
         self._election = Watch(member.process, LEASE, lambda: self.world.now)
         self.runs = {}
@@ -108,7 +110,7 @@ class Virtual:
         if state is not InstanceState.Starting:
             self.heart.note_joined()
             self.is_alive = True
-            self.world.do(rescue_orphans(self._database))
+            self.world.do(rescue_orphans(self._database, no_lock))
 
     def crash(self) -> None:
         """Lose the memory at once."""

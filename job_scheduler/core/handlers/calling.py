@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
@@ -12,14 +13,24 @@ from pydantic import ValidationError
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.context import RunContext
+from job_scheduler.core.handlers.raised import Fail, RetryLater
 from job_scheduler.core.handlers.registry import Handler, HandlerRegistry
-from job_scheduler.core.outcomes import CutOff, Failed, NotStarted, Outcome, Succeeded
+from job_scheduler.core.outcomes import (
+    CutOff,
+    Failed,
+    NotStarted,
+    Outcome,
+    RetryIn,
+    Succeeded,
+    TooLate,
+)
 from job_scheduler.strict_json import as_result, clean_text
 from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
 _ERROR_MAX_LENGTH = 10_000
+_EXPIRED = "expired: it was to be started before {} or not at all, and could not be in time"
 
 
 class _Call:
@@ -65,6 +76,8 @@ class Caller:
         handler = self._registry.get(claim.name)
         if handler is None:
             return self._without_handler(claim)
+        if claim.start_before is not None and claim.started_at > claim.start_before:
+            return TooLate(_EXPIRED.format(claim.start_before.isoformat().replace("+00:00", "Z")))
         try:
             arguments = handler.arguments.parse(claim.payload)
         except ValidationError:
@@ -123,7 +136,7 @@ async def _outcome_of_async(call: _Call, handler: Handler, arguments: dict[str, 
     except asyncio.CancelledError:
         raise  # It is the run that was cut off.
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return _failure(call.claim, error)
+        return _failure(call.claim, handler, error)
 
 
 def _outcome_of(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Outcome:
@@ -132,7 +145,7 @@ def _outcome_of(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Out
     try:
         return _outcome_of_value(handler.function(**arguments))
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return _failure(call.claim, error)
+        return _failure(call.claim, handler, error)
 
 
 def _outcome_of_value(value: object) -> Outcome:
@@ -153,7 +166,20 @@ def _misfit(handler: Handler, claim: Claim) -> Failed:
     return Failed(clean_text(f"the payload does not fit the handler: {words}"[:_ERROR_MAX_LENGTH]))
 
 
-def _failure(claim: Claim, error: BaseException) -> Failed:
-    _logger.warning("task %s (%s) failed", claim.task_id, claim.name, exc_info=error)
-    message = "".join(traceback.format_exception_only(error)).strip()
-    return Failed(clean_text(message[:_ERROR_MAX_LENGTH]))
+def _failure(claim: Claim, handler: Handler, error: BaseException) -> Outcome:
+    _logger.warning(
+        "task %s (%s) failed, attempt %d of %d",
+        *(claim.task_id, claim.name, claim.attempt, claim.max_attempts),
+        exc_info=error,
+    )
+    if isinstance(error, Fail | RetryLater):
+        message = str(error)
+    else:
+        message = "".join(traceback.format_exception_only(error)).strip()
+    message = clean_text(message[:_ERROR_MAX_LENGTH])
+    if isinstance(error, (Fail, *handler.options.no_retry_for)):
+        return Failed(message)
+    if isinstance(error, RetryLater):
+        return RetryIn(message, error.after)
+    backoff = handler.options.backoff(claim.retry_delay, claim.retry_max_delay)
+    return RetryIn(message, backoff.seconds_after(claim.attempt, random.random()))  # noqa: S311

@@ -1,13 +1,15 @@
 """The registry of task handlers."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from job_scheduler.constants import NAME_MAX_LENGTH
 from job_scheduler.core.handlers.arguments import Arguments, signature
 from job_scheduler.core.handlers.context import RunContext
+from job_scheduler.core.handlers.options import Options
+from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,9 +27,10 @@ class Handler:
     is_async: bool
     context: str | None
     arguments: Arguments
+    options: Options
 
     @classmethod
-    def of(cls, name: str, function: Callable[..., Any]) -> "Handler":
+    def of(cls, name: str, function: Callable[..., Any], options: Options) -> "Handler":
         """Return what there is to know of a function.
 
         Raises:
@@ -35,7 +38,7 @@ class Handler:
         """
         context = _context_parameter(function)
         arguments = Arguments(name, function, context)
-        return cls(name, function, _is_async(function), context, arguments)
+        return cls(name, function, _is_async(function), context, arguments, options)
 
     @property
     def description(self) -> str:
@@ -49,29 +52,42 @@ class HandlerRegistry:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
 
-    def task(self, name: str) -> Callable[[Function], Function]:
+    def task(
+        self,
+        name: str,
+        *,
+        max_attempts: int = 1,
+        retry_delay: float | list[float] = DELAY_SECONDS,
+        retry_max_delay: float = MAX_DELAY_SECONDS,
+        no_retry_for: Sequence[type[BaseException]] = (),
+    ) -> Callable[[Function], Function]:
         """Register the decorated function, plain or async, as the handler of tasks named `name`.
 
         It is called with the members of a task's payload as keyword arguments, which are examined
         when the task is posted, and made (by pydantic) what its annotations ask for. What it
-        returns (text, or anything that has a JSON form) is the task's result; what it raises makes
-        the task fail. A parameter annotated ``RunContext`` gets what the handler may know of its
-        run.
+        returns (text, or anything that has a JSON form) is the task's result; when it raises, the
+        task is tried again while attempts are left, and fails then. A parameter annotated
+        ``RunContext`` gets what the handler may know of its run.
+
+        The options are for tasks that do not say so themselves: `max_attempts`, `retry_delay` and
+        `retry_max_delay` mean what they mean in ``POST /tasks``. An exception of a type in
+        `no_retry_for` makes the task fail at once.
 
         Raises:
-            ValueError: the name is unusable or has a handler already, or the function has a
-                parameter that a payload cannot bring.
+            ValueError: the name or an option is unusable, the name has a handler already, or the
+                function has a parameter that a payload cannot bring.
         """
         if not isinstance(name, str) or not name.strip() or len(name) > NAME_MAX_LENGTH:
             raise ValueError(
                 f"a task needs a name of 1 to {NAME_MAX_LENGTH} characters: "
                 f'@task("send_report"), not {name!r}'
             )
+        options = Options(max_attempts, retry_delay, retry_max_delay, tuple(no_retry_for))
 
         def register(function: Function) -> Function:
             if name in self._handlers:
                 raise ValueError(f"two handlers are registered under the name {name!r}")
-            self._handlers[name] = Handler.of(name, function)
+            self._handlers[name] = Handler.of(name, function, options)
             return function
 
         return register

@@ -26,6 +26,7 @@ _AUTOVACUUM = {
     "autovacuum_analyze_scale_factor": 0.05,
 }
 _JSON_TYPE = {"postgresql": "json_typeof", "sqlite": "json_type"}
+_DELAYS = {"postgresql": "'number', 'array'", "sqlite": "'integer', 'real', 'array'"}
 _UUID_7 = {
     "postgresql": (
         "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing "
@@ -70,6 +71,9 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
         sa.Column("max_attempts", sa.Integer, nullable=False, server_default="1"),
         sa.Column("on_crash", sa.Text),
+        sa.Column("retry_delay", _json),
+        sa.Column("retry_max_delay", sa.Double),
+        sa.Column("start_before", _time),
         sa.Column("retry_at", _time),
         sa.Column("claim_token", _uuid),
         sa.Column("instance_id", _uuid),
@@ -92,6 +96,15 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint(
             f"{_JSON_TYPE[dialect]}(payload) = 'object'", name=op.f("ck_scheduled_tasks_payload")
+        ),
+        sa.CheckConstraint(
+            f"{_JSON_TYPE[dialect]}(retry_delay) IN ({_DELAYS[dialect]})",
+            name=op.f("ck_scheduled_tasks_retry_delay"),
+        ),
+        sa.CheckConstraint("retry_max_delay >= 0", name=op.f("ck_scheduled_tasks_retry_max_delay")),
+        sa.CheckConstraint(
+            "start_before >= '0001-01-01' AND start_before <= '9999-12-31 23:59:59.999999'",
+            name=op.f("ck_scheduled_tasks_start_before"),
         ),
         sa.CheckConstraint(
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'",

@@ -1,0 +1,54 @@
+"""How tasks of one handler are run, where they do not say so themselves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from job_scheduler.core.fields import Attempts, RetryDelay, Seconds
+from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS, Backoff
+
+_KINDS: dict[str, TypeAdapter[Any]] = {
+    "max_attempts": TypeAdapter(Attempts),
+    "retry_delay": TypeAdapter(RetryDelay),
+    "retry_max_delay": TypeAdapter(Seconds),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The defaults of a handler's tasks, as in ``POST /tasks``; delays are in seconds.
+
+    An exception of one of the types `no_retry_for` makes the task fail at once.
+
+    Raises:
+        ValueError: one of them cannot be used.
+    """
+
+    max_attempts: int = 1
+    retry_delay: float | list[float] = DELAY_SECONDS
+    retry_max_delay: float = MAX_DELAY_SECONDS
+    no_retry_for: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            try:
+                kind.validate_python(getattr(self, name))
+            except ValidationError as error:
+                raise ValueError(f"{name}: {error.errors()[0]['msg']}") from None
+        for kind_of_error in self.no_retry_for:
+            if not (isinstance(kind_of_error, type) and issubclass(kind_of_error, BaseException)):
+                raise ValueError(  # noqa: TRY004 (as for the other options)
+                    f"no_retry_for: {kind_of_error!r} is no type of exception"
+                )
+
+    def backoff(self, delay: Any, max_delay: float | None) -> Backoff:
+        """Return the delays of a task, which says so itself or leaves it to the handler.
+
+        What cannot be used (a row written by hand may hold anything) counts as not said.
+        """
+        try:
+            delay = _KINDS["retry_delay"].validate_python(delay)
+        except ValidationError:
+            delay = self.retry_delay
+        return Backoff(delay, self.retry_max_delay if max_delay is None else max_delay)

@@ -1,0 +1,273 @@
+"""Failed runs: whether and when they are repeated, and tasks that are no longer worth starting."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from job_scheduler import Fail, RetryLater, RunContext
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.retry import Backoff
+from tests.support.app import (
+    Backend,
+    assert_problem,
+    finished,
+    later,
+    post,
+    running,
+    task_body,
+)
+from tests.support.services import wait_until
+
+# ---------------------------------------------------------------------------- how long
+
+
+@pytest.mark.parametrize(
+    ("attempt", "longest"), [(1, 2.0), (2, 4.0), (3, 8.0), (4, 10.0), (1000, 10.0)]
+)
+def test_delay_is_doubled_up_to_its_limit_and_a_random_part_of_it_waited(
+    attempt: int, longest: float
+) -> None:
+    backoff = Backoff(2.0, 10.0)
+    assert backoff.seconds_after(attempt, 1.0) == longest
+    assert backoff.seconds_after(attempt, 0.25) == longest / 4
+    assert backoff.seconds_after(attempt, 0.0) == 0
+
+
+def test_list_of_delays_is_followed_and_its_last_one_repeated() -> None:
+    backoff = Backoff([1, 30.5], max_delay=2)
+    assert [backoff.seconds_after(attempt, 0.1) for attempt in (1, 2, 3, 9)] == [
+        1,
+        30.5,
+        30.5,
+        30.5,
+    ]
+
+
+# ------------------------------------------------------------------------------ whether
+
+
+@pytest.mark.parametrize("lane", ["plain", "async"])
+def test_failed_run_is_repeated_until_it_succeeds(
+    backend: Backend, registry: HandlerRegistry, lane: str
+) -> None:
+    def plain(context: RunContext) -> int:
+        if context.attempt < 3:
+            raise ValueError(f"not yet: {context.attempt}")
+        return context.attempt
+
+    async def asynchronous(context: RunContext) -> int:
+        return plain(context)
+
+    registry.task("probe")(plain if lane == "plain" else asynchronous)
+    with running(backend, registry) as client:
+        task = post(client, run_at=later(0), max_attempts=5, retry_delay=[0.3, 0.6])
+        ended = finished(client, task["task_id"])
+        runs = client.get(f"/tasks/{task['task_id']}/runs").json()
+    assert (ended["status"], ended["result"], ended["attempt"]) == ("done", 3, 3)
+    assert [(run["attempt"], run["outcome"], run["result"]) for run in runs] == [
+        (1, "failed", "ValueError: not yet: 1"),
+        (2, "failed", "ValueError: not yet: 2"),
+        (3, "done", 3),
+    ]
+    # The next attempt is due so long after the end of the last one, and never starts earlier.
+    for before, after, delay in zip(runs, runs[1:], (0.3, 0.6), strict=False):
+        due = datetime.fromisoformat(after["scheduled_for"])
+        ended_at = datetime.fromisoformat(before["finished_at"])
+        # SQLite counts in milliseconds.
+        assert abs(due - ended_at - timedelta(seconds=delay)) <= timedelta(milliseconds=1)
+        assert datetime.fromisoformat(after["started_at"]) >= due
+    assert ended["run_at"] == task["run_at"]  # the user's time stays
+
+
+def test_waiting_task_says_when_it_is_tried_again(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    @registry.task("probe", max_attempts=3, retry_delay=1000, retry_max_delay=500)
+    def probe() -> None:
+        raise ValueError
+
+    with running(store, registry) as client:
+        task = post(client, run_at=later(0))
+        shown = f"/tasks/{task['task_id']}"
+        wait_until(lambda: client.get(shown).json()["retry_at"])
+        waiting = client.get(shown).json()
+    assert (waiting["status"], waiting["attempt"], waiting["max_attempts"]) == ("scheduled", 1, 3)
+    assert (waiting["result"], waiting["started_at"], waiting["finished_at"]) == (None, None, None)
+    until = datetime.fromisoformat(waiting["retry_at"]) - datetime.now(UTC)  # noqa: TID251
+    assert until <= timedelta(seconds=500)
+
+
+class Permanent(Exception):
+    """What no repetition mends."""
+
+
+def raising(error: Callable[[], BaseException]) -> Callable[[], None]:
+    """A handler that raises."""
+
+    def probe() -> None:
+        raise error()
+
+    return probe
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "result"),
+    [
+        (lambda: ValueError("why"), 2, "ValueError: why"),
+        (lambda: Fail("the account is closed"), 1, "the account is closed"),
+        (lambda: Permanent("gone"), 1, "tests.test_retries.Permanent: gone"),
+        (lambda: RetryLater(0, "busy"), 2, "busy"),
+        (lambda: RetryLater(timedelta(seconds=0.1)), 2, "the handler asked for a retry"),
+    ],
+)
+def test_handler_decides_what_follows_on_its_failure(
+    store: Backend,
+    registry: HandlerRegistry,
+    error: Callable[[], BaseException],
+    attempts: int,
+    result: str,
+) -> None:
+    register = registry.task("probe", max_attempts=2, retry_delay=[0], no_retry_for=[Permanent])
+    register(raising(error))
+    with running(store, registry) as client:
+        task = post(client, run_at=later(0))
+        ended = finished(client, task["task_id"])
+        assert len(client.get(f"/tasks/{task['task_id']}/runs").json()) == attempts
+    assert (ended["status"], ended["attempt"], ended["result"]) == ("failed", attempts, result)
+
+
+@pytest.mark.parametrize("after", [-1, 1e9, timedelta(days=400)])
+def test_retry_beyond_all_reason_is_refused(after: Any) -> None:
+    with pytest.raises(ValueError, match="after must be from 0 to 31622400 seconds"):
+        RetryLater(after)
+
+
+# ------------------------------------------------------------------ whose choice it is
+
+
+def test_task_says_so_itself_or_leaves_it_to_its_handler(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    registry.task("probe", max_attempts=7)(lambda: None)
+    with running(store, registry) as client:
+        assert post(client)["max_attempts"] == 7
+        assert post(client, max_attempts=2)["max_attempts"] == 2
+        assert post(client, name="unknown")["max_attempts"] == 1
+        batch = {"tasks": [task_body(), task_body(max_attempts=3, retry_delay=1.5)]}
+        created = client.post("/tasks/batch", json=batch).json()
+        assert [task["max_attempts"] for task in created] == [7, 3]
+        assert [task["retry_delay"] for task in created] == [None, 1.5]
+        [shown] = [each for each in client.get("/handlers").json() if each["name"] == "probe"]
+    assert (shown["max_attempts"], shown["retry_delay"], shown["retry_max_delay"]) == (7, 5, 3600)
+
+
+def test_repeated_request_is_the_same_though_the_handlers_defaults_have_changed(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    registry.task("probe", max_attempts=7)(lambda: None)
+    body = task_body(retry_delay=[1, 2.5], retry_max_delay=60, start_before=later(7200))
+    key = {"Idempotency-Key": "one"}
+    with running(store, registry) as client:
+        first = client.post("/tasks", json=body, headers=key).json()
+    changed = HandlerRegistry()
+    changed.task("probe", max_attempts=9)(lambda: None)
+    with running(store, changed) as client:
+        again = client.post("/tasks", json=body, headers=key)
+        assert (again.status_code, again.json()) == (201, first)
+        for other in (
+            {"max_attempts": 9},
+            {"retry_delay": [1]},
+            {"retry_max_delay": 61},
+            {"start_before": later(7300)},
+        ):
+            response = client.post("/tasks", json=body | other, headers=key)
+            assert_problem(response, 422, "IDEMPOTENCY_422")
+
+
+@pytest.mark.parametrize(
+    ("members", "field"),
+    [
+        ({"retry_delay": -1}, "retry_delay"),
+        ({"retry_delay": "5"}, "retry_delay"),
+        ({"retry_delay": []}, "retry_delay"),
+        ({"retry_delay": [1, True]}, "retry_delay"),
+        ({"retry_delay": 1e9}, "retry_delay"),
+        ({"retry_max_delay": -0.5}, "retry_max_delay"),
+        ({"start_before": later(-60)}, "start_before"),
+        ({"start_before": 7}, "start_before"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    store: Backend, members: dict[str, Any], field: str
+) -> None:
+    with running(store) as client:
+        response = client.post("/tasks", json=task_body(**members))
+        problem = assert_problem(response, 422, "VALIDATION_422")
+    assert {fault["field"].split(".")[0] for fault in problem["errors"]} == {field}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_attempts": 0}, "max_attempts: "),
+        ({"retry_delay": "soon"}, "retry_delay: "),
+        ({"retry_max_delay": -1}, "retry_max_delay: "),
+        ({"no_retry_for": ["ValueError"]}, "no_retry_for: 'ValueError' is no type of exception"),
+    ],
+)
+def test_option_of_a_handler_that_cannot_be_used_is_refused(
+    registry: HandlerRegistry, options: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        registry.task("probe", **options)
+
+
+def test_delays_that_were_written_by_hand_and_make_no_sense_do_no_harm(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    registry.task("probe", retry_delay=[0])(raising(ValueError))
+    with running(store, registry) as client:
+        task_id = store.insert_task(run_at=later(-1), max_attempts=2, retry_delay='["soon"]')
+        ended = finished(client, task_id)
+    assert (ended["status"], ended["attempt"]) == ("failed", 2)
+
+
+# ------------------------------------------------------------------- not worth starting
+
+
+def test_task_that_could_not_be_started_in_time_is_expired(
+    backend: Backend, registry: HandlerRegistry
+) -> None:
+    calls = []
+    registry.task("probe", max_attempts=3)(lambda: calls.append(1))
+    expired = backend.insert_task(run_at=later(-60), start_before=later(-30))
+    in_time = backend.insert_task(run_at=later(-60), start_before=later(60))
+    with running(backend, registry) as client:
+        ended = finished(client, expired)
+        assert finished(client, in_time)["status"] == "done"
+        runs = client.get(f"/tasks/{expired}/runs").json()
+    assert (ended["status"], ended["attempt"], ended["started_at"]) == ("failed", 0, None)
+    assert ended["finished_at"] is not None
+    assert ended["result"].startswith("expired: it was to be started before 2")
+    assert runs == []
+    assert calls == [1]
+
+
+def test_repetition_that_comes_too_late_is_not_started(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    @registry.task("probe", max_attempts=9, retry_delay=[1.0])
+    async def probe() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("why")
+
+    with running(store, registry) as client:
+        task = post(client, run_at=later(0), start_before=later(0.5))
+        ended = finished(client, task["task_id"])
+        runs = client.get(f"/tasks/{task['task_id']}/runs").json()
+    assert (ended["status"], ended["attempt"]) == ("failed", 1)
+    assert ended["result"].startswith("expired: ")
+    assert [run["result"] for run in runs] == ["ValueError: why"]
