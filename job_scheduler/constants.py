@@ -2,6 +2,7 @@
 
     POST ─▶ scheduled ──claim──▶ running ──record──▶ done │ failed
                 │                   │
+                │                   ├── the handler raised, and attempts are left ─▶ scheduled
                 │                   └── cut off, by on_crash ─▶ scheduled │ failed │ unknown
                 └── missed, RECOVER_PAST_TASKS=fail ─▶ failed
 

@@ -317,9 +317,10 @@ def test_transcript_happens_as_it_is_shown(tmp_path: Path) -> None:
 
 
 def test_examples_of_task_handlers_run(tmp_path: Path) -> None:
-    ((_, module),) = [one for one in blocks(section("Your own tasks")) if one[0] == "python"]
-    (tmp_path / "my_tasks.py").write_text(module)
-    environment = {"TASK_MODULES": "my_tasks"}
+    modules = [one for kind, one in blocks(section("Your own tasks")) if kind == "python"]
+    for name, module in zip(("my_tasks", "my_retries"), modules, strict=True):
+        (tmp_path / f"{name}.py").write_text(module)
+    environment = {"TASK_MODULES": "my_tasks,my_retries"}
     with service_process(tmp_path, environment) as service, service.start() as client:
         now = later(0)
         posted = [
@@ -329,9 +330,14 @@ def test_examples_of_task_handlers_run(tmp_path: Path) -> None:
                 ("greet", {"name": ""}),
                 ("count_down", {"start": 1}),
                 ("send_report", {"hours": 1, "until": now, "format": "markdown"}),
+                ("charge", {"customer": 7}),
+                ("charge", {"customer": 0}),
             )
         ]
-        greeting, refusal, count, report = [finished(client, task["task_id"]) for task in posted]
+        ended = [finished(client, task["task_id"]) for task in posted]
+    greeting, refusal, count, report, charged, stranger = ended
+    assert (charged["result"], charged["attempt"]) == ("charged 7", 2)
+    assert (stranger["result"], stranger["attempt"]) == ("there is no such customer", 1)
     assert (greeting["status"], greeting["result"]) == ("done", "Hello Ada")
     assert (refusal["status"], refusal["result"]) == ("failed", "ValueError: nobody to greet")
     assert (count["status"], count["result"]) == ("done", {"counted": 1})
