@@ -52,8 +52,8 @@ def run(options: argparse.Namespace) -> None:
     known = plan.QUICK if options.quick else plan.FULL
     cases = [case for case in known if options.cases is None or case.label in options.cases]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    former = Results.load(RAW) if options.proceed and RAW.exists() else None
-    runner = Runner(servers, RAW, former)
+    runner = Runner(servers, RAW, _former(options))
+    runner.found.plan = _plan(options)
     sys.stderr.write("Preparing the peers (the first time this takes some minutes) …\n")
     runner.prepare(peers)
     steps = plan.steps(cases, peers, options.works, options.runs)
@@ -61,6 +61,21 @@ def run(options: argparse.Namespace) -> None:
     partial = options.quick or options.peers or options.cases or sqlite
     whole = not partial and options.works == list(WORKS)
     print(write(found, options.output or (ROOT / "docs" if whole else HOME / "report")))
+
+
+def _plan(options: argparse.Namespace) -> str:
+    size = "quick" if options.quick else "full"
+    return f"{size}, on {'SQLite' if options.db_url == 'sqlite' else 'PostgreSQL'}"
+
+
+def _former(options: argparse.Namespace) -> Results | None:
+    """Return what a run that was stopped has measured, when this one is to go on with it."""
+    if not options.proceed or not RAW.exists():
+        return None
+    former = Results.load(RAW)
+    if former.plan != _plan(options):
+        sys.exit(f"The run that was stopped was another one ({former.plan}): leave out --continue.")
+    return former
 
 
 def parser() -> argparse.ArgumentParser:

@@ -52,6 +52,8 @@ class Results:
     missing: dict[str, str] = field(default_factory=dict)
     """By peer: why it could not be installed."""
     rows: list[Row] = field(default_factory=list)
+    plan: str = ""
+    """What was to be measured, and where: only the same can go on."""
 
     def save(self, path: Path) -> None:
         """Write them, or leave the file as it was."""

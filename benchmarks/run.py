@@ -26,6 +26,9 @@ class Runner:
         self._save_to = save_to
         self._ready: dict[str, Environment] = {}
         self.found = former or Results()
+        # What failed is tried again.
+        self.found.rows = [row for row in self.found.rows if not row.problem]
+        self.found.missing.clear()
         self.found.machine = results.machine() | servers.versions()
 
     def prepare(self, peers: Iterable[Peer]) -> None:
@@ -40,7 +43,7 @@ class Runner:
 
     def _note_version(self, key: str, version: str) -> None:
         former = self.found.versions.get(key, "")
-        if version not in former:
+        if version not in former.split(", then "):
             self.found.versions[key] = f"{former}, then {version}" if former else version
 
     def take_all(self, steps: Sequence[Step]) -> Results:
