@@ -244,10 +244,12 @@ def test_task_that_could_not_be_started_in_time_is_expired(
     calls = []
     registry.task("probe", max_attempts=3)(lambda: calls.append(1))
     expired = backend.insert_task(run_at=later(-60), start_before=later(-30))
+    timer = backend.insert_task("unknown", run_at=later(-60), start_before=later(-30))
     in_time = backend.insert_task(run_at=later(-60), start_before=later(60))
     with running(backend, registry) as client:
         ended = finished(client, expired)
         assert finished(client, in_time)["status"] == "done"
+        assert finished(client, timer)["result"].startswith("expired: ")
         runs = client.get(f"/tasks/{expired}/runs").json()
     assert (ended["status"], ended["attempt"], ended["started_at"]) == ("failed", 0, None)
     assert ended["finished_at"] is not None

@@ -32,7 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from job_scheduler import strict_json
-from job_scheduler.constants import InstanceState, OnCrash, RunOutcome, TaskStatus
+from job_scheduler.constants import SECONDS_MAX, InstanceState, OnCrash, RunOutcome, TaskStatus
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -212,7 +212,7 @@ class ScheduledTask(Base):
                 ("sqlite", "json_type", "'integer', 'real', 'array'"),
             )
         ),
-        CheckConstraint("retry_max_delay >= 0", name="retry_max_delay"),
+        CheckConstraint(f"retry_max_delay BETWEEN 0 AND {SECONDS_MAX}", name="retry_max_delay"),
         # PostgreSQL knows 'infinity' and the year 294276; Python and ISO 8601 do not.
         CheckConstraint(
             "run_at >= '0001-01-01' AND run_at <= '9999-12-31 23:59:59.999999'", name="run_at"

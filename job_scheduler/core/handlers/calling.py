@@ -73,11 +73,11 @@ class Caller:
         """Run the handler of `claim` to its end; never raises."""
         if self._stopping:
             return NotStarted()
+        if claim.start_before is not None and claim.started_at > claim.start_before:
+            return TooLate(_EXPIRED.format(claim.start_before.isoformat().replace("+00:00", "Z")))
         handler = self._registry.get(claim.name)
         if handler is None:
             return self._without_handler(claim)
-        if claim.start_before is not None and claim.started_at > claim.start_before:
-            return TooLate(_EXPIRED.format(claim.start_before.isoformat().replace("+00:00", "Z")))
         try:
             arguments = handler.arguments.parse(claim.payload)
         except ValidationError:

@@ -101,7 +101,10 @@ def upgrade() -> None:
             f"{_JSON_TYPE[dialect]}(retry_delay) IN ({_DELAYS[dialect]})",
             name=op.f("ck_scheduled_tasks_retry_delay"),
         ),
-        sa.CheckConstraint("retry_max_delay >= 0", name=op.f("ck_scheduled_tasks_retry_max_delay")),
+        sa.CheckConstraint(
+            "retry_max_delay BETWEEN 0 AND 31622400",
+            name=op.f("ck_scheduled_tasks_retry_max_delay"),
+        ),
         sa.CheckConstraint(
             "start_before >= '0001-01-01' AND start_before <= '9999-12-31 23:59:59.999999'",
             name=op.f("ck_scheduled_tasks_start_before"),
