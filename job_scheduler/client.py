@@ -50,6 +50,7 @@ def enqueue(
     retry_delay: float | Sequence[float] | None = None,
     retry_max_delay: float | None = None,
     start_before: datetime | None = None,
+    timeout: float | None = None,
     notify: bool = True,
 ) -> str:
     """Insert a task in the transaction of `session`, and return its id; nothing is committed.
@@ -79,6 +80,7 @@ def enqueue(
             "retry_delay": list(retry_delay) if isinstance(retry_delay, Sequence) else retry_delay,
             "retry_max_delay": retry_max_delay,
             "start_before": start_before and _in_utc("start_before", start_before).isoformat(),
+            "timeout": timeout,
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
     )

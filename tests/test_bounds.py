@@ -15,6 +15,7 @@ from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.core import store as statements
 from job_scheduler.core.dispatcher import QUEUE_MAX, Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.places import Place
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
@@ -149,7 +150,7 @@ def test_name_that_is_not_utf_8_hides_no_other_task(store: Backend) -> None:
 
 
 def test_due_queue_is_bounded() -> None:
-    async def never(_task_id: str, _free: Callable[[], None]) -> None:
+    async def never(_task_id: str, _place: Place) -> None:
         raise AssertionError("there is no capacity")
 
     async def scenario() -> int:

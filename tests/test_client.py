@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from typing import Any
@@ -23,6 +23,7 @@ from job_scheduler.clock import SystemClock
 from job_scheduler.constants import BODY_MAX_BYTES
 from job_scheduler.core.dispatcher import Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.places import Place
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.core.wakeups import Wakeups
@@ -350,7 +351,7 @@ def test_notification_starts_a_task_long_before_the_sweep_would(
         begun: list[str] = []
         both = asyncio.Event()
 
-        async def run(task_id: str, _free: Callable[[], None]) -> None:
+        async def run(task_id: str, _place: Place) -> None:
             begun.append(task_id)
             if len(begun) == 2:
                 both.set()

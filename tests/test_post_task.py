@@ -100,6 +100,7 @@ def test_answer_is_the_whole_task_and_its_address(store: Backend) -> None:
         "retry_delay": None,
         "retry_max_delay": None,
         "start_before": None,
+        "timeout": None,
     }
 
 

@@ -1,7 +1,9 @@
 """Failed runs: whether and when they are repeated, and tasks that are no longer worth starting."""
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -273,3 +275,108 @@ def test_repetition_that_comes_too_late_is_not_started(
     assert (ended["status"], ended["attempt"]) == ("failed", 1)
     assert ended["result"].startswith("expired: ")
     assert [run["result"] for run in runs] == ["ValueError: why"]
+
+
+# ----------------------------------------------------------------------------- in its time
+
+
+TIMED_OUT = "timed out: its handler had not ended in its time"
+
+
+def test_async_handler_is_cancelled_when_its_time_is_over(
+    backend: Backend, registry: HandlerRegistry
+) -> None:
+    cancelled = []
+
+    @registry.task("probe", timeout=0.2)
+    async def probe(seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            cancelled.append(seconds)
+            raise
+        return "in time"
+
+    with running(backend, registry) as client:
+        late = post(client, run_at=later(0), payload={"seconds": 60})
+        early = post(client, run_at=later(0), payload={"seconds": 0.01})
+        longer = post(client, run_at=later(0), payload={"seconds": 0.4}, timeout=30)
+        ended = finished(client, late["task_id"])
+        assert finished(client, early["task_id"])["result"] == "in time"
+        assert finished(client, longer["task_id"])["result"] == "in time"
+        assert client.get("/health").json()["scheduler"]["lost"] == 0
+    assert (ended["status"], ended["result"]) == ("failed", TIMED_OUT)
+    assert cancelled == [60]
+
+
+def test_run_that_has_timed_out_is_repeated_while_attempts_are_left(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    @registry.task("probe", timeout=0.1, max_attempts=2, retry_delay=[0])
+    async def probe(context: RunContext) -> int:
+        await asyncio.sleep(60 if context.attempt == 1 else 0)
+        return context.attempt
+
+    with running(store, registry) as client:
+        task = post(client, run_at=later(0))
+        assert finished(client, task["task_id"])["result"] == 2
+        runs = client.get(f"/tasks/{task['task_id']}/runs").json()
+    assert [run["result"] for run in runs] == [TIMED_OUT, 2]
+
+
+@pytest.mark.parametrize("lane", ["plain", "async"])
+def test_handler_that_does_not_end_in_time_loses_its_place_until_it_does(
+    backend: Backend, registry: HandlerRegistry, lane: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gate = threading.Event()
+    stopped = []
+
+    @registry.task("plain", timeout=0.1)
+    def plain(context: RunContext) -> str:
+        gate.wait(30)
+        stopped.append(context.should_stop)
+        return "too late"
+
+    @registry.task("async", timeout=0.1)
+    async def stubborn(context: RunContext) -> str:
+        while not gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        stopped.append(context.should_stop)
+        return "too late"
+
+    @registry.task("next")
+    def following() -> None: ...
+
+    with running(backend, registry, threads=1, max_running=1) as client:
+
+        def scheduler() -> dict[str, Any]:
+            return dict(client.get("/health").json()["scheduler"])
+
+        task = post(client, name=lane, run_at=later(0))
+        ended = finished(client, task["task_id"])
+        assert (ended["status"], ended["result"]) == ("failed", TIMED_OUT)
+        assert (scheduler()["lost"], scheduler()["running"]) == (1, 0)
+        waiting = post(client, name="next", run_at=later(0))
+        wait_until(lambda: scheduler()["queued"] == 1)
+        assert client.get(f"/tasks/{waiting['task_id']}").json()["status"] == "scheduled"
+        gate.set()
+        assert finished(client, waiting["task_id"])["status"] == "done"
+        wait_until(lambda: scheduler()["lost"] == 0)
+        # What came after the end is not heard.
+        assert client.get(f"/tasks/{task['task_id']}").json() == ended
+        assert len(client.get(f"/tasks/{task['task_id']}/runs").json()) == 1
+    assert stopped == [True]
+    assert "goes on: its place is lost until it ends" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True, "30", 1e9])
+def test_time_that_cannot_be_meant_is_refused(
+    store: Backend, registry: HandlerRegistry, timeout: Any
+) -> None:
+    with running(store) as client:
+        assert_problem(
+            client.post("/tasks", json=task_body(timeout=timeout)), 422, "VALIDATION_422"
+        )
+    with pytest.raises(ValueError, match="timeout: "):
+        registry.task("probe", timeout=timeout)

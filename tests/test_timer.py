@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.dispatcher import RECORDING_MAX, Dispatcher, Lane
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.places import Place
 from job_scheduler.core.scheduler import LoopScheduler
 from job_scheduler.core.store import DueTask, due_tasks
 from job_scheduler.core.sweep import Sweep
@@ -543,9 +544,9 @@ class Runs:
         self.free: dict[str, Callable[[], None]] = {}
         self.room = 0
 
-    async def __call__(self, task_id: str, free: Callable[[], None]) -> None:
+    async def __call__(self, task_id: str, place: Place) -> None:
         self.begun.append(task_id)
-        self.free[task_id] = free
+        self.free[task_id] = place.free
         self.gates[task_id] = asyncio.get_running_loop().create_future()
         await self.gates[task_id]
 

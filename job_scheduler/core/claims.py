@@ -55,6 +55,7 @@ class Claim(Run):
     retry_delay: float | list[float] | None = None
     retry_max_delay: float | None = None
     start_before: datetime | None = None
+    timeout: float | None = None
 
 
 DUE = case(
@@ -174,7 +175,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
         )
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
             {DUE_SQL} AS due, started_at, name, coalesce(payload, '{{}}') AS payload,
-            retry_delay, retry_max_delay, start_before
+            retry_delay, retry_max_delay, start_before, timeout
         """,  # noqa: S608 (made of constants)
         payload=tasks.c.payload.type,
         retry_delay=tasks.c.retry_delay.type,

@@ -38,6 +38,7 @@ class NewTask:
     retry_delay: float | list[float] | None = None
     retry_max_delay: float | None = None
     start_before: datetime | None = None
+    timeout: float | None = None
     default_attempts: int = 1
 
     @classmethod
@@ -53,6 +54,7 @@ class NewTask:
             wanted.retry_delay,
             wanted.retry_max_delay,
             wanted.start_before,
+            wanted.timeout,
             default_attempts,
         )
 
@@ -160,6 +162,7 @@ def _members(task: NewTask) -> dict[str, Any]:
         "retry_delay": task.retry_delay,
         "retry_max_delay": task.retry_max_delay,
         "start_before": task.start_before and task.start_before.astimezone(UTC),
+        "timeout": task.timeout,
     }
 
 
@@ -199,8 +202,9 @@ _MEMBERS = {
     "retry_delay": "json",
     "retry_max_delay": "float8",
     "start_before": "timestamptz",
+    "timeout": "float8",
 }
-_COMPARED = ("on_crash", "retry_delay", "retry_max_delay", "start_before")
+_COMPARED = ("on_crash", "retry_delay", "retry_max_delay", "start_before", "timeout")
 _UNSET = {column.name: None for column in SHOWN}
 _DECIDED = {
     column.name: column.type

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from job_scheduler.core.places import Place
 from job_scheduler.core.store import DueTask
 
 _logger = logging.getLogger(__name__)
@@ -31,16 +32,15 @@ class Lane:
 class Dispatcher:
     """Starts `run_task` for due tasks, at most `max_running` at a time, most urgent first.
 
-    `run_task` gets, beside the id, what it calls when its handler has ended and only the result
-    is still to be recorded. `lane_of` tells the lane of a task by its name; a lane that is full
-    holds nobody else up. `on_room` is called when a run has ended.
+    `run_task` gets, beside the id, the place that it takes. `lane_of` tells the lane of a task by
+    its name; a lane that is full holds nobody else up. `on_room` is called when a run has ended.
 
     Belongs to the event loop's thread.
     """
 
     def __init__(
         self,
-        run_task: Callable[[str, Callable[[], None]], Coroutine[Any, Any, None]],
+        run_task: Callable[[str, Place], Coroutine[Any, Any, None]],
         lane_of: Callable[[str], Lane],
         max_running: int,
         on_room: Callable[[], None],
@@ -52,7 +52,9 @@ class Dispatcher:
         self._lanes: list[Lane] = []
         self._known: set[str] = set()
         self._runs: set[asyncio.Future[None]] = set()
-        self._busy: set[str] = set()
+        self._taken = 0
+        self.lost = 0
+        """How many places are taken by handlers whose runs have ended before them."""
         self._stopping = False
 
     @property
@@ -103,28 +105,28 @@ class Dispatcher:
             lane = min(ready, key=lambda lane: lane.queue[0])
             task = heapq.heappop(lane.queue)
             lane.running += 1
-            self._busy.add(task.task_id)
-            free = partial(self._free, task, lane)
-            run = loop.create_task(self._run_task(task.task_id, free))
+            self._taken += 1
+            place = Place(partial(self._give_back, lane), self._note_loss)
+            run = loop.create_task(self._run_task(task.task_id, place))
             self._runs.add(run)
-            run.add_done_callback(partial(self._finish, task, lane))
+            run.add_done_callback(partial(self._finish, task, place))
 
     def _has_room(self) -> bool:
-        recording = len(self._runs) - len(self._busy)
-        return len(self._busy) < self._max_running and recording < RECORDING_MAX
+        recording = len(self._runs) - (self._taken - self.lost)
+        return self._taken < self._max_running and recording < RECORDING_MAX
 
-    def _free(self, task: DueTask, lane: Lane) -> None:
-        self._give_back(task, lane)
+    def _note_loss(self) -> None:
+        self.lost += 1
+
+    def _give_back(self, lane: Lane, place: Place) -> None:
+        self._taken -= 1
+        self.lost -= place.is_lost
+        lane.running -= 1
         self._start_runs()
 
-    def _give_back(self, task: DueTask, lane: Lane) -> None:
-        if task.task_id in self._busy:
-            self._busy.discard(task.task_id)
-            lane.running -= 1
-
-    def _finish(self, task: DueTask, lane: Lane, run: asyncio.Future[None]) -> None:
+    def _finish(self, task: DueTask, place: Place, run: asyncio.Future[None]) -> None:
         self._runs.discard(run)
-        self._give_back(task, lane)
+        place.free()
         if not run.cancelled() and (error := run.exception()) is not None:
             _logger.error("the run of task %s broke off", task.task_id, exc_info=error)
             # Not at once again: what broke may well break again.

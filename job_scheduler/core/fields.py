@@ -75,6 +75,7 @@ Attempts = Annotated[
     int, Field(strict=True, ge=1, le=MAX_ATTEMPTS_LIMIT), BeforeValidator(whole_number)
 ]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
+Timeout = Annotated[float, Field(strict=True, gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 RetryDelay = Seconds | Annotated[list[Seconds], Field(min_length=1, max_length=MAX_ATTEMPTS_LIMIT)]
 
 _UUID_SCHEMA = {"type": "string", "format": "uuid"}

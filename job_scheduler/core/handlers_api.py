@@ -32,6 +32,7 @@ async def list_handlers(services: ServicesDep) -> list[HandlerShown]:
             max_attempts=handler.options.max_attempts,
             retry_delay=handler.options.retry_delay,
             retry_max_delay=handler.options.retry_max_delay,
+            timeout=handler.options.timeout,
         )
         for handler in services.registry.all()
     ]

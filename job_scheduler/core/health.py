@@ -143,6 +143,7 @@ def _scheduler(services: Services) -> SchedulerHealth:
         held=len(services.timer),
         queued=services.dispatcher.queued,
         running=services.dispatcher.running,
+        lost=services.dispatcher.lost,
     )
 
 

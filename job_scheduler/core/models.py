@@ -182,6 +182,7 @@ class ScheduledTask(Base):
     retry_delay: Mapped[Any | None] = mapped_column(_Json)
     retry_max_delay: Mapped[float | None] = mapped_column(Double)
     start_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    timeout: Mapped[float | None] = mapped_column(Double)
     retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     claim_token: Mapped[str | None] = mapped_column(_Uuid)
     instance_id: Mapped[str | None] = mapped_column(_Uuid)
@@ -212,6 +213,7 @@ class ScheduledTask(Base):
                 ("sqlite", "json_type", "'integer', 'real', 'array'"),
             )
         ),
+        CheckConstraint(f"timeout > 0 AND timeout <= {SECONDS_MAX}", name="timeout"),
         CheckConstraint(f"retry_max_delay BETWEEN 0 AND {SECONDS_MAX}", name="retry_max_delay"),
         # PostgreSQL knows 'infinity' and the year 294276; Python and ISO 8601 do not.
         CheckConstraint(

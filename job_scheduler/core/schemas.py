@@ -35,6 +35,7 @@ from job_scheduler.core.fields import (
     PayloadObject,
     RetryDelay,
     Seconds,
+    Timeout,
     Uuid,
 )
 
@@ -53,6 +54,7 @@ _EXAMPLE_TASK: JsonDict = {
     "retry_delay": None,
     "retry_max_delay": None,
     "start_before": None,
+    "timeout": None,
     "retry_at": None,
     "instance_id": None,
     "started_at": None,
@@ -143,6 +145,14 @@ class TaskCreate(BaseModel):
             "its result says that it is expired."
         ),
     ] = None
+    timeout: Annotated[
+        Timeout | None,
+        Field(
+            description="Seconds that a run may take; by default what the handler says, else "
+            "there is no limit. A run that takes longer has failed, and may be repeated.",
+            examples=[30],
+        ),
+    ] = None
     task_id: Annotated[
         GivenUuid | None,
         Field(
@@ -223,6 +233,7 @@ class Task(BaseModel):
     retry_delay: Annotated[JsonValue, WithJsonSchema(TypeAdapter(RetryDelay | None).json_schema())]
     retry_max_delay: float | None
     start_before: datetime | None
+    timeout: float | None
     retry_at: Annotated[
         datetime | None, Field(description="When it is to start, if not at run_at.")
     ]

@@ -16,6 +16,7 @@ _EXAMPLE: dict[str, Any] = {
     "max_attempts": 1,
     "retry_delay": 5.0,
     "retry_max_delay": 3600.0,
+    "timeout": None,
 }
 
 
@@ -35,7 +36,8 @@ class HandlerShown(BaseModel):
         Field(description="A payload that fits; null where it would have to be guessed."),
     ]
     max_attempts: Annotated[
-        int, Field(description="For tasks that do not say so themselves, as the two that follow.")
+        int, Field(description="For tasks that do not say so themselves, as what follows.")
     ]
     retry_delay: float | list[float]
     retry_max_delay: float
+    timeout: float | None

@@ -26,6 +26,9 @@ class SchedulerHealth(BaseModel):
     held: Annotated[int, Field(description="Tasks that the timer holds in memory.")]
     queued: Annotated[int, Field(description="Due tasks that wait for capacity.")]
     running: int
+    lost: Annotated[
+        int, Field(description="Handlers that go on past their time, and keep their places.")
+    ]
 
 
 class ClockHealth(BaseModel):

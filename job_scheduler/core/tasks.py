@@ -12,6 +12,7 @@ from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.outcomes import Failed, NotStarted, Outcome
+from job_scheduler.core.places import Place
 from job_scheduler.core.records import Record
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database
@@ -83,14 +84,15 @@ class TaskRunner:
         self._records: Batcher[Record, bool] = Batcher(self._flush_records, _RECORDS_MAX)
         self.under_way = RunsUnderWay()
 
-    async def run_task(self, task_id: str, free: Callable[[], None] = lambda: None) -> None:
+    async def run_task(self, task_id: str, place: Place | None = None) -> None:
         """Run the task if it exists, is scheduled and due, and nobody else runs it.
 
-        `free` is called as soon as the handler has ended: what is left to do needs no capacity.
+        `place` is given back as soon as the handler has ended: what is left to do needs none.
         Its status and result are in the database when this returns. A database that is away
         before the claim leaves the task to a later sweep; one that is away after the run is
         waited for.
         """
+        place = place or Place()
         token = new_token()
         self.under_way.add(token)
         try:
@@ -100,10 +102,10 @@ class TaskRunner:
             if claim is None:
                 return
             if self._holds_lease(claim.instance_id):
-                outcome = await self._caller.call(claim)
+                outcome = await self._caller.call(claim, place)
             else:
                 outcome = NotStarted()
-            free()
+            place.free()
             await self._record(claim, outcome)
         finally:
             self.under_way.remove(token)

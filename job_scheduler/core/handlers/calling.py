@@ -24,12 +24,15 @@ from job_scheduler.core.outcomes import (
     Succeeded,
     TooLate,
 )
+from job_scheduler.core.places import Place
 from job_scheduler.strict_json import as_result, clean_text
 from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
 _ERROR_MAX_LENGTH = 10_000
+_CANCEL_SECONDS = 1.0
+"""How long an async handler may take to end once it is cancelled."""
 _EXPIRED = "expired: it was to be started before {} or not at all, and could not be in time"
 
 
@@ -49,11 +52,16 @@ class _Call:
         self.has_begun = self._turn.acquire(blocking=False)
         return self.has_begun
 
+    def call_off(self) -> bool:
+        """See to it that it does not begin any more; tell whether it has."""
+        self._turn.acquire(blocking=False)
+        return self.has_begun
+
     def cut_off(self, reason: str) -> None:
         """End it; a plain handler that has begun is left to itself."""
         self.context.ask_to_stop()
         self.reason = reason
-        self._turn.acquire(blocking=False)
+        self.call_off()
         self.future.cancel()
 
 
@@ -69,8 +77,11 @@ class Caller:
         self._calls: set[_Call] = set()
         self._stopping = False
 
-    async def call(self, claim: Claim) -> Outcome:
-        """Run the handler of `claim` to its end; never raises."""
+    async def call(self, claim: Claim, place: Place) -> Outcome:
+        """Run the handler of `claim` to its end, or to that of its time; never raises.
+
+        A handler that goes on past its time keeps the `place` until it has ended.
+        """
         if self._stopping:
             return NotStarted()
         if claim.start_before is not None and claim.started_at > claim.start_before:
@@ -86,14 +97,9 @@ class Caller:
         call = _Call(claim)
         if handler.context is not None:
             arguments[handler.context] = call.context
-        if handler.is_async:
-            run = _outcome_of_async(call, handler, arguments)
-            call.future = asyncio.get_running_loop().create_task(run)
-        else:
-            call.future = self._threads.submit(lambda: _outcome_of(call, handler, arguments))
         self._calls.add(call)
         try:
-            return await call.future
+            return await self._outcome(call, handler, arguments, place)
         except asyncio.CancelledError:
             if not call.has_begun:
                 return NotStarted()
@@ -102,6 +108,20 @@ class Caller:
             return CutOff(call.reason)
         finally:
             self._calls.discard(call)
+
+    async def _outcome(
+        self, call: _Call, handler: Handler, arguments: dict[str, Any], place: Place
+    ) -> Outcome:
+        if handler.is_async:
+            run = _outcome_of_async(call, handler, arguments)
+            call.future = asyncio.get_running_loop().create_task(run)
+        else:
+            call.future = self._threads.submit(lambda: _outcome_of(call, handler, arguments))
+        timeout = handler.options.timeout if call.claim.timeout is None else call.claim.timeout
+        if timeout is None:
+            return await call.future
+        done, _ = await asyncio.wait([call.future], timeout=timeout)
+        return call.future.result() if done else await _time_out(call, handler, place)
 
     def stop(self) -> None:
         """Call no handler any more, and ask those that run to come to an end."""
@@ -127,6 +147,24 @@ class Caller:
                 "late_seconds": round(late, 6),
             }
         )
+
+
+async def _time_out(call: _Call, handler: Handler, place: Place) -> Outcome:
+    """End a call whose time is over, or leave it to itself if it does not end."""
+    claim = call.claim
+    call.context.ask_to_stop()
+    if handler.is_async:
+        call.future.cancel()
+        await asyncio.wait([call.future], timeout=_CANCEL_SECONDS)
+    elif not call.call_off():
+        return NotStarted()  # No thread had taken it up.
+    if not call.future.done():
+        place.lose_until(call.future)
+        _logger.warning(
+            "task %s (%s) has timed out and goes on: its place is lost until it ends",
+            *(claim.task_id, claim.name),
+        )
+    return _again(claim, handler, "timed out: its handler had not ended in its time")
 
 
 async def _outcome_of_async(call: _Call, handler: Handler, arguments: dict[str, Any]) -> Outcome:
@@ -181,5 +219,9 @@ def _failure(claim: Claim, handler: Handler, error: BaseException) -> Outcome:
         return Failed(message)
     if isinstance(error, RetryLater):
         return RetryIn(message, error.after)
+    return _again(claim, handler, message)
+
+
+def _again(claim: Claim, handler: Handler, message: str) -> RetryIn:
     backoff = handler.options.backoff(claim.retry_delay, claim.retry_max_delay)
     return RetryIn(message, backoff.seconds_after(claim.attempt, random.random()))  # noqa: S311

@@ -5,19 +5,20 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from job_scheduler.core.fields import Attempts, RetryDelay, Seconds
+from job_scheduler.core.fields import Attempts, RetryDelay, Seconds, Timeout
 from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS, Backoff
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "max_attempts": TypeAdapter(Attempts),
     "retry_delay": TypeAdapter(RetryDelay),
     "retry_max_delay": TypeAdapter(Seconds),
+    "timeout": TypeAdapter(Timeout | None),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The defaults of a handler's tasks, as in ``POST /tasks``; delays are in seconds.
+    """The defaults of a handler's tasks, as in ``POST /tasks``; times are in seconds.
 
     An exception of one of the types `no_retry_for` makes the task fail at once.
 
@@ -28,6 +29,7 @@ class Options:
     max_attempts: int = 1
     retry_delay: float | list[float] = DELAY_SECONDS
     retry_max_delay: float = MAX_DELAY_SECONDS
+    timeout: float | None = None
     no_retry_for: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ class HandlerRegistry:
         max_attempts: int = 1,
         retry_delay: float | list[float] = DELAY_SECONDS,
         retry_max_delay: float = MAX_DELAY_SECONDS,
+        timeout: float | None = None,
         no_retry_for: Sequence[type[BaseException]] = (),
     ) -> Callable[[Function], Function]:
         """Register the decorated function, plain or async, as the handler of tasks named `name`.
@@ -69,9 +70,9 @@ class HandlerRegistry:
         task is tried again while attempts are left, and fails then. A parameter annotated
         ``RunContext`` gets what the handler may know of its run.
 
-        The options are for tasks that do not say so themselves: `max_attempts`, `retry_delay` and
-        `retry_max_delay` mean what they mean in ``POST /tasks``. An exception of a type in
-        `no_retry_for` makes the task fail at once.
+        The options are for tasks that do not say so themselves: `max_attempts`, `retry_delay`,
+        `retry_max_delay` and `timeout` mean what they mean in ``POST /tasks``. An exception of a
+        type in `no_retry_for` makes the task fail at once.
 
         Raises:
             ValueError: the name or an option is unusable, the name has a handler already, or the
@@ -82,7 +83,7 @@ class HandlerRegistry:
                 f"a task needs a name of 1 to {NAME_MAX_LENGTH} characters: "
                 f'@task("send_report"), not {name!r}'
             )
-        options = Options(max_attempts, retry_delay, retry_max_delay, tuple(no_retry_for))
+        options = Options(max_attempts, retry_delay, retry_max_delay, timeout, tuple(no_retry_for))
 
         def register(function: Function) -> Function:
             if name in self._handlers:

@@ -74,6 +74,7 @@ def upgrade() -> None:
         sa.Column("retry_delay", _json),
         sa.Column("retry_max_delay", sa.Double),
         sa.Column("start_before", _time),
+        sa.Column("timeout", sa.Double),
         sa.Column("retry_at", _time),
         sa.Column("claim_token", _uuid),
         sa.Column("instance_id", _uuid),
@@ -100,6 +101,9 @@ def upgrade() -> None:
         sa.CheckConstraint(
             f"{_JSON_TYPE[dialect]}(retry_delay) IN ({_DELAYS[dialect]})",
             name=op.f("ck_scheduled_tasks_retry_delay"),
+        ),
+        sa.CheckConstraint(
+            "timeout > 0 AND timeout <= 31622400", name=op.f("ck_scheduled_tasks_timeout")
         ),
         sa.CheckConstraint(
             "retry_max_delay BETWEEN 0 AND 31622400",
