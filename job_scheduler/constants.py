@@ -6,6 +6,8 @@
                 │                   └── cut off, by on_crash ─▶ scheduled │ failed │ unknown
                 └── missed, RECOVER_PAST_TASKS=fail ─▶ failed
 
+    failed │ unknown ──retry, by a person──▶ scheduled
+
 DELETE removes a task that is scheduled; it moves nothing.
 """
 
@@ -28,8 +30,8 @@ TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
         {TaskStatus.Scheduled, TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown}
     ),
     TaskStatus.Done: frozenset(),
-    TaskStatus.Failed: frozenset(),
-    TaskStatus.Unknown: frozenset(),
+    TaskStatus.Failed: frozenset({TaskStatus.Scheduled}),
+    TaskStatus.Unknown: frozenset({TaskStatus.Scheduled}),
 }
 
 

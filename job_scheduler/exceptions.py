@@ -9,7 +9,8 @@
     │   ├── InvalidPayload          what the handler cannot take
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
-    ├── TaskNotFound, TaskNotCancellable, TaskConflict, TaskNotCreated, TaskNotDeleted
+    ├── TaskNotFound, TaskNotCancellable, TaskNotRetryable, TaskConflict
+    ├── TaskNotCreated, TaskNotDeleted
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
@@ -184,6 +185,19 @@ class TaskNotCancellable(JobSchedulerError):
     def __init__(self, task_id: str, status: TaskStatus) -> None:
         super().__init__(
             f"Task {task_id} is {status.value}: only a task that is scheduled can be cancelled."
+        )
+        self.task_id = task_id
+
+
+class TaskNotRetryable(JobSchedulerError):
+    """The task has not ended, or is done, so there is nothing to repeat."""
+
+    error_code = "TASK_RETRY_409"
+
+    def __init__(self, task_id: str, status: TaskStatus) -> None:
+        super().__init__(
+            f"Task {task_id} is {status.value}: only a task that is failed or unknown can be "
+            "run again."
         )
         self.task_id = task_id
 

@@ -90,7 +90,14 @@ def test_sound_service_says_so_part_by_part(backend: Backend) -> None:
     else:
         assert 0 < clock["error_ms"] < 100
     assert -clock["error_ms"] - 5 < clock["offset_ms"] <= 0
-    assert scheduler == {"status": "ok", "stopping": False, "held": 1, "queued": 0, "running": 0}
+    assert scheduler == {
+        "status": "ok",
+        "stopping": False,
+        "held": 1,
+        "queued": 0,
+        "running": 0,
+        "lost": 0,
+    }
 
 
 @pytest.mark.redis

@@ -141,6 +141,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "DELETE /tasks/{task_id}": "cancelTask",
         "GET /tasks/{task_id}/runs": "listRuns",
         "GET /handlers": "listHandlers",
+        "POST /tasks/{task_id}/retry": "retryTask",
         "GET /recovery/plan": "planRecovery",
         "POST /recovery/approve": "approveRecovery",
         "GET /health": "health",
@@ -175,6 +176,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
         "GET /tasks/{task_id}/runs": {404, 500, 503},
         "GET /handlers": {500},
+        "POST /tasks/{task_id}/retry": {404, 409, 500, 503},
         "GET /recovery/plan": {500, 503},
         "POST /recovery/approve": {409, 500, 503},
         "GET /health": {500, 503},
@@ -260,6 +262,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       13 selected / 13 total" in run.stdout
+    assert "Operations:       14 selected / 14 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()

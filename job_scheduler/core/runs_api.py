@@ -1,12 +1,17 @@
-"""The route of a task's attempts."""
+"""The routes of a task's attempts: those that were, and one more."""
 
 from fastapi import APIRouter
 
-from job_scheduler.core import runs
+from job_scheduler.constants import TaskStatus
+from job_scheduler.core import runs, store
+from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.runs import RunRow
+from job_scheduler.core.schemas import Task
 from job_scheduler.core.schemas_runs import Run
+from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
+from job_scheduler.exceptions import TaskNotRetryable
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
@@ -22,6 +27,23 @@ async def list_runs(task_id: TaskIdDep, services: ServicesDep) -> list[RunRow]:
     """List a task's attempts, the oldest first, that which is under way included."""
     rows = await services.database.read(runs.list_runs, task_id)
     return [row | _durations(row) for row in rows]
+
+
+@router.post(
+    "/{task_id}/retry",
+    operation_id="retryTask",
+    summary="Run a failed task again",
+    response_model=Task,
+    responses=problems(404, TaskNotRetryable(EXAMPLE_ID, TaskStatus.Done), 500, 503),
+)
+async def retry_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
+    """Run a task that is failed or unknown once more, now, whatever its `max_attempts` says.
+
+    Look at its attempts first: a run whose outcome is unknown may have done its work.
+    """
+    row = await services.database.write(store.retry_task, task_id)
+    services.sweep.wake()
+    return row
 
 
 def _durations(row: RunRow) -> dict[str, float | None]:

@@ -6,12 +6,12 @@ Each function works inside the transaction of the connection that it is given.
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, delete, select, tuple_, update
 
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.given import returning
-from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime, later_sql
-from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound
+from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime, database_now, later_sql
+from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound, TaskNotRetryable
 
 tasks = cast("Table", ScheduledTask.__table__)
 SHOWN = [column for column in tasks.c if column.name != "claim_token"]
@@ -86,6 +86,29 @@ def cancel_task(connection: Connection, task_id: str) -> None:
     if status is None:
         raise TaskNotFound(task_id)
     raise TaskNotCancellable(task_id, TaskStatus(status))
+
+
+def retry_task(connection: Connection, task_id: str) -> TaskRow:
+    """Schedule a task that is failed or unknown once more, for now; return it.
+
+    Raises:
+        TaskNotFound: there is none.
+        TaskNotRetryable: it has not ended, or is done.
+    """
+    again = (
+        update(tasks)
+        .where(tasks.c.task_id == task_id, tasks.c.status.in_(["failed", "unknown"]))
+        .values(
+            dict.fromkeys(("result", "claim_token", "instance_id", "started_at"))
+            | {"finished_at": None, "missed_at": None, "status": "scheduled"}
+            | {"retry_at": database_now(), "updated_at": database_now()}
+        )
+        .returning(*SHOWN)
+    )
+    row = connection.execute(again).one_or_none()
+    if row is not None:
+        return dict(row._mapping)
+    raise TaskNotRetryable(task_id, TaskStatus(get_task(connection, task_id)["status"]))
 
 
 def due_tasks(connection: Connection, horizon: timedelta, limit: int) -> list[DueTask]:
