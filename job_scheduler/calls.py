@@ -19,8 +19,9 @@ T = TypeVar("T")
 
 _current: "ContextVar[Call | None]" = ContextVar("call", default=None)
 # A line goes from call to call, while some other thread may give one of them up. What is done
-# under this lock is short, and waits for nothing.
-_lock = threading.Lock()
+# under this lock is short, and waits for nothing. It may be taken once more by the thread that has
+# it: garbage is collected anywhere, and a connection that is dropped closes its line then.
+_lock = threading.RLock()
 
 
 class Call:

@@ -1,8 +1,10 @@
 """The database: transactions, outages told from mistakes, and settings of the connections."""
 
 import asyncio
+import socket
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -14,6 +16,7 @@ from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
+from job_scheduler.calls import Call, Line
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.models import UtcDateTime
@@ -254,6 +257,21 @@ def test_every_wait_for_postgresql_is_bounded(store: Backend) -> None:
 
 
 @only_postgresql
+def test_line_that_is_dropped_while_another_is_used_holds_nobody_up() -> None:
+    with socket.socket() as here, socket.socket() as there:
+        line, dropped = Line(here.fileno()), Line(there.fileno())
+        call = Call()
+        # As for a connection that is dropped unclosed: garbage is collected anywhere.
+        weakref.finalize(call, dropped.close)
+        call.run(line.use)
+        del call
+        using = threading.Thread(target=line.use, daemon=True)
+        using.start()
+        using.join(10)
+        assert not using.is_alive()
+        line.close()
+
+
 def test_options_of_the_url_win(store: Backend) -> None:
     url = make_url(store.db_url).update_query_dict(
         {"application_name": "mine", "options": "-c statement_timeout=7s"}
