@@ -256,7 +256,6 @@ def test_every_wait_for_postgresql_is_bounded(store: Backend) -> None:
     assert found == expected
 
 
-@only_postgresql
 def test_line_that_is_dropped_while_another_is_used_holds_nobody_up() -> None:
     with socket.socket() as here, socket.socket() as there:
         line, dropped = Line(here.fileno()), Line(there.fileno())
@@ -272,6 +271,7 @@ def test_line_that_is_dropped_while_another_is_used_holds_nobody_up() -> None:
         line.close()
 
 
+@only_postgresql
 def test_options_of_the_url_win(store: Backend) -> None:
     url = make_url(store.db_url).update_query_dict(
         {"application_name": "mine", "options": "-c statement_timeout=7s"}
