@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -311,6 +312,9 @@ def test_state_machine_agrees_with_its_drawing() -> None:
             [origin] = [s for s in stations if main.index(s) <= corner <= main.index(s) + len(s)]
             targets = line.rsplit("─▶", 1)[1].split("│")
             edges |= {(origin, target.strip()) for target in targets}
+    for line in lines:
+        if match := re.fullmatch(r" *(\w+(?: │ \w+)*) ──[^─]+──▶ (\w+)", line):
+            edges |= {(origin, match[2]) for origin in match[1].split(" │ ")}
     in_code = {
         (former.value, target.value)
         for former, targets in TRANSITIONS.items()

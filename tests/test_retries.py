@@ -15,6 +15,7 @@ from job_scheduler.core.retry import Backoff
 from tests.support.app import (
     Backend,
     assert_problem,
+    bench,
     finished,
     later,
     post,
@@ -425,3 +426,26 @@ def test_only_what_has_failed_or_is_unknown_can_be_run_again(store: Backend, sta
             assert f"is {status}" in problem["detail"]
         missing = client.post("/tasks/01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61/retry")
         assert_problem(missing, 404, "TASK_404")
+
+
+def test_call_that_no_thread_has_taken_up_in_its_time_is_given_back(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    gate = threading.Event()
+    called = []
+    registry.task("blocking")(lambda: gate.wait(30))
+    registry.task("probe", timeout=0.1)(lambda: called.append(1))
+    blocking = [store.insert_task("blocking", run_at=later(-1)) for _ in range(16)]
+    task_id = store.insert_task(run_at=later(-1))
+
+    async def scenario() -> None:
+        async with bench(store, registry) as one:
+            runs = [asyncio.ensure_future(one.runner.run_task(each)) for each in blocking]
+            await asyncio.to_thread(wait_until, lambda: store.count("status = 'running'") == 16)
+            await one.runner.run_task(task_id)
+            row = store.row(task_id)
+            assert (row["status"], row["attempt"], called) == ("scheduled", 0, [])
+            gate.set()
+            await asyncio.gather(*runs)
+
+    asyncio.run(scenario())

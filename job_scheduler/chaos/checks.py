@@ -14,7 +14,12 @@ from job_scheduler.chaos.ledger import Event
 from job_scheduler.chaos.plan import LEASE_SECONDS, FaultKind
 from job_scheduler.constants import TRANSITIONS, OnCrash, RunOutcome, TaskStatus
 
-FINAL = frozenset(status for status, following in TRANSITIONS.items() if not following)
+FINAL = frozenset({TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown})
+_MOVES = {
+    # No person has a task run again here.
+    status: frozenset() if status in FINAL else following
+    for status, following in TRANSITIONS.items()
+}
 ENDED = frozenset({RunOutcome.Done, RunOutcome.Failed})
 """How a run ends whose handler came to its end; all other outcomes are of those cut off."""
 
@@ -199,10 +204,10 @@ def _explains(fault: Fault, run: Run) -> bool:
 
 def _reachable() -> dict[TaskStatus, set[TaskStatus]]:
     """Return where each state may lead to, by any number of moves (none, too)."""
-    found = {status: {status} for status in TRANSITIONS}
-    for _ in TRANSITIONS:
+    found = {status: {status} for status in _MOVES}
+    for _ in _MOVES:
         for reached in found.values():
-            reached |= {following for status in reached for following in TRANSITIONS[status]}
+            reached |= {following for status in reached for following in _MOVES[status]}
     return found
 
 
