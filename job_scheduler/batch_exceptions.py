@@ -9,6 +9,7 @@ from job_scheduler.exceptions import (
     InvalidRequest,
     JobSchedulerError,
     TaskConflict,
+    in_words,
 )
 
 
@@ -67,5 +68,5 @@ def _located(faults: Mapping[int, Sequence[Fault]]) -> list[Fault]:
 def _in_words(faults: Sequence[Fault]) -> str:
     """Return what is wrong, and not all of it when it is much."""
     named = faults[:BATCH_FAULTS_NAMED]
-    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in named)
+    words = in_words(named)
     return words if len(named) == len(faults) else f"{words}; and {len(faults) - len(named)} more."

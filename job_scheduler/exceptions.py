@@ -22,7 +22,7 @@ Those of a batch stand in ``batch_exceptions.py``. Which HTTP status belongs to 
 stands in ``errors.py`` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from job_scheduler.constants import TaskStatus
@@ -35,6 +35,11 @@ class Fault:
     location: str
     field: str
     detail: str
+
+
+def in_words(faults: Iterable[Fault]) -> str:
+    """Return what is wrong with some fields, as one sentence."""
+    return "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
 
 
 class JobSchedulerError(Exception):
@@ -136,8 +141,7 @@ class InvalidPayload(InvalidRequest):
     error_code = "PAYLOAD_422"
 
     def __init__(self, name: str, faults: Sequence[Fault]) -> None:
-        words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
-        super().__init__(f"The payload does not fit the handler {name!r}. {words}")
+        super().__init__(f"The payload does not fit the handler {name!r}. {in_words(faults)}")
         self.faults = faults
 
 

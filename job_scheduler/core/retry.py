@@ -19,8 +19,8 @@ class Backoff:
     one after the other, and the last one again and again.
     """
 
-    delay: float | Sequence[float] = DELAY_SECONDS
-    max_delay: float = MAX_DELAY_SECONDS
+    delay: float | Sequence[float]
+    max_delay: float
 
     def seconds_after(self, attempt: int, chance: float) -> float:
         """Return the wait after the `attempt`th attempt, from 1; `chance` is from 0 to 1."""

@@ -35,11 +35,11 @@ class Arguments:
     """
 
     def __init__(self, name: str, function: Callable[..., Any], context: str | None) -> None:
-        parameters = [each for each in _parameters(function) if each.name != context]
-        kinds = {each.kind for each in parameters}
+        own = [each for each in parameters(function) if each.name != context]
+        kinds = {each.kind for each in own}
         self._defaults: dict[str, Any] = {}
         members: dict[str, Any] = {}
-        for parameter in parameters:
+        for parameter in own:
             required = parameter.default is parameter.empty
             if parameter.kind is inspect.Parameter.POSITIONAL_ONLY and required:
                 raise ValueError(
@@ -105,16 +105,16 @@ class Arguments:
         return None if self.faults(payload) else payload
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return what a function takes, its annotations evaluated as far as they can be."""
     try:
-        return list(signature(function).parameters.values())
+        return list(_signature(function).parameters.values())
     except (TypeError, ValueError):
         # Some that are written in C have none: they may take anything.
         return [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
 
 
-def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return a function's signature, its annotations evaluated as far as they can be."""
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
     except NameError:

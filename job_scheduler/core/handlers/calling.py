@@ -25,6 +25,7 @@ from job_scheduler.core.outcomes import (
     TooLate,
 )
 from job_scheduler.core.places import Place
+from job_scheduler.exceptions import in_words
 from job_scheduler.strict_json import as_result, clean_text
 from job_scheduler.threads import DaemonThreads
 
@@ -199,8 +200,7 @@ def _outcome_of_value(value: object) -> Outcome:
 
 
 def _misfit(handler: Handler, claim: Claim) -> Failed:
-    faults = handler.arguments.faults(claim.payload)
-    words = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+    words = in_words(handler.arguments.faults(claim.payload))
     return Failed(clean_text(f"the payload does not fit the handler: {words}"[:_ERROR_MAX_LENGTH]))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from job_scheduler.constants import NAME_MAX_LENGTH
-from job_scheduler.core.handlers.arguments import Arguments, signature
+from job_scheduler.core.handlers.arguments import Arguments, parameters
 from job_scheduler.core.handlers.context import RunContext
 from job_scheduler.core.handlers.options import Options
 from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS
@@ -118,12 +118,8 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _context_parameter(function: Callable[..., Any]) -> str | None:
-    try:
-        parameters = signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None  # Some that are written in C have none.
     wanted = (RunContext, "RunContext", "job_scheduler.RunContext")
-    return next((each.name for each in parameters if each.annotation in wanted), None)
+    return next((each.name for each in parameters(function) if each.annotation in wanted), None)
 
 
 registered = HandlerRegistry()
