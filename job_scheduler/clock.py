@@ -22,6 +22,11 @@ clocks rarely differ by half of it."""
 _NOTABLE_STEP = timedelta(milliseconds=100)
 
 
+def in_iso_8601(instant: datetime, timespec: str = "auto") -> str:
+    """Return an instant in UTC as ISO 8601 writes it, with a Z; `timespec` as for isoformat."""
+    return instant.isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
 class Clock(Protocol):
     """Tells the time that decides when tasks run: that of the database."""
 

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from job_scheduler import strict_json
+from job_scheduler.clock import in_iso_8601
 from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
 from job_scheduler.core import catch_up, instances, overdue
@@ -241,4 +242,4 @@ def _missed(period: str, instant: datetime) -> str:
 
 
 def _seconds(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return in_iso_8601(instant, "seconds")

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, bindparam, text
 
+from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import InstanceState, RecoveryAction
 from job_scheduler.core import catch_up, instances, overdue
 from job_scheduler.core.catch_up import CatchUpRow
@@ -174,7 +175,7 @@ def _printable(name: str) -> str:
 
 
 def _z(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return in_iso_8601(instant, "seconds")
 
 
 _WITHIN_SQL = ", ".join(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.context import RunContext
@@ -86,7 +87,7 @@ class Caller:
         if self._stopping:
             return NotStarted()
         if claim.start_before is not None and claim.started_at > claim.start_before:
-            return TooLate(_EXPIRED.format(claim.start_before.isoformat().replace("+00:00", "Z")))
+            return TooLate(_EXPIRED.format(in_iso_8601(claim.start_before)))
         handler = self._registry.get(claim.name)
         if handler is None:
             return self._without_handler(claim)
@@ -144,7 +145,7 @@ class Caller:
             {
                 "message": f"No task handler is named {claim.name!r}: "
                 "nothing was run, the task only kept the time.",
-                "fired_at": claim.started_at.isoformat().replace("+00:00", "Z"),
+                "fired_at": in_iso_8601(claim.started_at),
                 "late_seconds": round(late, 6),
             }
         )

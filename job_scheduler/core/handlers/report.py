@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from sqlalchemy import ColumnElement, Connection, Float, extract, func, select
 
-from job_scheduler.clock import Clock
+from job_scheduler.clock import Clock, in_iso_8601
 from job_scheduler.core.claims import DUE
 from job_scheduler.core.fields import Instant
 from job_scheduler.core.store import tasks
@@ -58,8 +58,8 @@ def _report(connection: Connection, start: datetime, end: datetime) -> Report:
         .limit(_LATEST_FAILURES)
     )
     return {
-        "from": _z(start),
-        "until": _z(end),
+        "from": in_iso_8601(start),
+        "until": in_iso_8601(end),
         "tasks_by_status": dict(counts.all()),
         "lateness_seconds": {
             "tasks": number,
@@ -70,7 +70,7 @@ def _report(connection: Connection, start: datetime, end: datetime) -> Report:
             {
                 "task_id": row.task_id,
                 "name": row.name,
-                "finished_at": row.finished_at and _z(row.finished_at),
+                "finished_at": row.finished_at and in_iso_8601(row.finished_at),
                 "error": row.result,
             }
             for row in failures
@@ -109,7 +109,3 @@ def _markdown(report: Report) -> str:
         for failure in report["latest_failures"]
     ] or ["None."]
     return "\n".join(lines)
-
-
-def _z(instant: datetime) -> str:
-    return instant.isoformat().replace("+00:00", "Z")
