@@ -1,22 +1,53 @@
 """What a handler may know of its own run."""
 
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come: a `fraction` from 0 to 1, and a message."""
+
+    fraction: float
+    message: str | None
+
 
 class RunContext:
     """The run that a handler is called for: handed to a parameter annotated with this class.
 
     `attempt` counts from 1. `token` is the claim's own: no two runs ever have the same, and
-    an outside system may use it to tell a repeated run from the first.
+    an outside system may use it to tell a repeated run from the first. `scheduled_for` is when
+    this attempt was to start, and `deadline` when its time is over, if that is limited; both are
+    in UTC. What is written to `logger` names the task.
     """
 
-    def __init__(self, task_id: str, attempt: int, token: str) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        name: str,
+        attempt: int,
+        token: str,
+        scheduled_for: datetime,
+        deadline: datetime | None = None,
+        report: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
         self.task_id = task_id
+        self.name = name
         self.attempt = attempt
         self.token = token
+        self.scheduled_for = scheduled_for
+        self.deadline = deadline
+        self.logger = logging.LoggerAdapter(
+            logging.getLogger("job_scheduler.task"), {"task_id": task_id, "task_name": name}
+        )
+        self._report = report
         self._should_stop = False
 
     @property
     def should_stop(self) -> bool:
-        """Whether the handler had better come to an end: the service stops, say.
+        """Whether the handler had better come to an end: it is cancelled, or the service stops.
 
         A plain handler that takes long asks now and then; an async one is cancelled in the end.
         """
@@ -25,3 +56,13 @@ class RunContext:
     def ask_to_stop(self) -> None:
         """Let `should_stop` be true from now on."""
         self._should_stop = True
+
+    def progress(self, fraction: float, message: str | None = None) -> None:
+        """Let the API show how far this run has come, from 0 to 1; call it as often as you like.
+
+        Raises:
+            ValueError: `fraction` is not from 0 to 1.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"progress: fraction must be from 0 to 1, not {fraction!r}")
+        self._report(Progress(float(fraction), message))

@@ -12,16 +12,22 @@ class Fail(Exception):
 class RetryLater(Exception):
     """The task is tried again `after` some seconds, while attempts are left.
 
-    `reason` is kept in the history, and as the result when no attempt was left.
+    Without `after`, it waits as its retry_delay says. `reason` is kept in the history, and as the
+    result when no attempt was left.
 
     Raises:
         ValueError: `after` is negative, or beyond a year.
     """
 
-    def __init__(self, after: float | timedelta, reason: str = "the handler asked for a retry"):
+    def __init__(
+        self,
+        after: float | timedelta | None = None,
+        reason: str = "the handler asked for a retry",
+    ) -> None:
         super().__init__(reason)
-        self.after = after.total_seconds() if isinstance(after, timedelta) else float(after)
-        if not 0 <= self.after <= SECONDS_MAX:
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        if seconds is not None and not 0 <= seconds <= SECONDS_MAX:
             raise ValueError(
                 f"RetryLater: after must be from 0 to {SECONDS_MAX} seconds, not {after}"
             )
+        self.after = None if seconds is None else float(seconds)
