@@ -18,22 +18,28 @@ from job_scheduler.clock import Clock, SystemClock
 from job_scheduler.config import Settings
 from job_scheduler.constants import BATCH_BODY_MAX_BYTES, InstanceState
 from job_scheduler.core import instances
+from job_scheduler.core.cancellation import Cancellation
 from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.dispatcher import Dispatcher, Lane
+from job_scheduler.core.handlers.built_in import with_built_in
 from job_scheduler.core.handlers.calling import Caller
+from job_scheduler.core.handlers.commands import Commands
 from job_scheduler.core.handlers.modules import import_task_modules
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.handlers.report import build_send_report
+from job_scheduler.core.handlers.webhook.sending import WebhookSender
+from job_scheduler.core.handlers.workers import Workers
+from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
+from job_scheduler.core.progress import ProgressBoard
 from job_scheduler.core.recovery import Rules, start_up
 from job_scheduler.core.release import Release
 from job_scheduler.core.rescue import Rescue, rescue_orphans
 from job_scheduler.core.retention import Retention
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.stall import StallWatch
-from job_scheduler.core.store import TaskRow
+from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.core.timekeeping import build_clock
@@ -109,10 +115,10 @@ async def start(
 
     threads = DaemonThreads(settings.threads, "handler")
     stack.callback(threads.close)
-    built_in = HandlerRegistry()
-    built_in.task("send_report")(build_send_report(database, clock))
-    registry = registry.with_defaults(built_in)
-    caller = Caller(registry, threads, settings.unknown_tasks)
+    registry = with_built_in(registry, database, clock)
+    works = _build_works(stack, settings, registry)
+    progress = ProgressBoard(database)
+    caller = Caller(works, threads, progress.note)
 
     async def create(
         new: Sequence[NewTask],
@@ -128,8 +134,9 @@ async def start(
         lambda: heartbeat.instance_id,
         put_back=timer.put_back,
         holds_lease=heartbeat.holds_lease,
+        progress=progress,
     )
-    lane_of = _lanes(registry, settings)
+    lane_of = _lanes(works, settings)
     dispatcher = Dispatcher(
         runner.run_task, lane_of, settings.max_running, on_room=lambda: sweep.note_room()
     )
@@ -145,6 +152,9 @@ async def start(
         lock.release,
     )
     await stack.enter_async_context(_loop(rescue.run))
+    cancellation = Cancellation(database, lambda: heartbeat.instance_id, caller.cancel)
+    await stack.enter_async_context(_loop(cancellation.run))
+    await stack.enter_async_context(_loop(progress.run))
     shutdown = Shutdown(dispatcher, caller, settings.shutdown_grace)
     stack.push_async_callback(shutdown.finish)
     timer.start()
@@ -155,7 +165,12 @@ async def start(
     await stack.enter_async_context(_loop(release.run))
     await stack.enter_async_context(_loop(Retention(database, settings.retention).run))
     if not settings.embedded:
-        wakeups = Wakeups(build_engine(settings.database, pool_size=1), sweep.wake)
+
+        def wake() -> None:
+            sweep.wake()
+            cancellation.wake()
+
+        wakeups = Wakeups(build_engine(settings.database, pool_size=1), wake)
         wakeups.start()
         stack.push_async_callback(asyncio.to_thread, wakeups.stop)
     stack.enter_context(stop_signals(shutdown.note_signal))
@@ -174,10 +189,11 @@ async def start(
         creates=Batcher(create),
         batches=Admission(_BATCHES_AT_WORK, _BATCHES_MAX_BYTES, _UPLOAD_SECONDS),
         lock=lock,
-        registry=registry,
+        works=works,
         timer=timer,
         dispatcher=dispatcher,
         sweep=sweep,
+        cancellation=cancellation,
         heartbeat=heartbeat,
         shutdown=shutdown,
         release=release,
@@ -200,13 +216,25 @@ def _lock(settings: Settings, clock: Clock) -> TaskLock:
     return RedisTaskLock(build_redis(settings.redis_url.get_secret_value()), clock)
 
 
-def _lanes(registry: HandlerRegistry, settings: Settings) -> Callable[[str], Lane]:
-    """Return which lane a task of some name runs in: plain handlers need a thread each."""
-    in_threads, on_loop = Lane(settings.threads), Lane(settings.max_running)
+def _build_works(stack: AsyncExitStack, settings: Settings, registry: HandlerRegistry) -> Works:
+    """Build what carries out webhooks, commands and isolated handlers."""
+    webhooks = WebhookSender(settings.webhook_allowed, settings.webhook_keys)
+    stack.push_async_callback(webhooks.close)
+    workers = Workers(settings.processes, settings.modules, settings.process_memory_bytes)
+    stack.push_async_callback(workers.close)
+    commands = Commands(settings.command_allowed, settings.command_variables)
+    return Works(registry, webhooks, commands, workers, settings.unknown_tasks)
 
-    def lane_of(name: str) -> Lane:
-        handler = registry.get(name)
-        return on_loop if handler is None or handler.is_async else in_threads
+
+def _lanes(works: Works, settings: Settings) -> Callable[[DueTask], Lane]:
+    """Return which lane a task runs in: plain handlers need a thread each, others a process."""
+    in_threads, in_processes = Lane(settings.threads), Lane(settings.processes)
+    on_loop = Lane(settings.max_running)
+
+    def lane_of(task: DueTask) -> Lane:
+        if works.needs_process(task):
+            return in_processes
+        return in_threads if works.needs_thread(task) else on_loop
 
     return lane_of
 

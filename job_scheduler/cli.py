@@ -1,15 +1,22 @@
-"""The command line: serve, migrate, recovery-plan, chaos."""
+"""The command line: serve, migrate, check, recovery-plan, chaos."""
 
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 import uvicorn
 
-from job_scheduler.config import load_settings
-from job_scheduler.core import recovery_plan
+from job_scheduler.clock import SystemClock
+from job_scheduler.config import Settings, load_settings
+from job_scheduler.constants import UnknownTasks
+from job_scheduler.core import deploy_check, recovery_plan
+from job_scheduler.core.handlers.built_in import with_built_in
+from job_scheduler.core.handlers.modules import import_task_modules
+from job_scheduler.core.handlers.registry import registered
 from job_scheduler.core.recovery import Rules
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import DatabaseUnavailable, SchemaError, StartError
@@ -114,23 +121,26 @@ def recovery_plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show what a start would do with overdue tasks, without doing it. Nothing need be running."""
-    try:
-        settings = load_settings()
-        url = settings.database
-        if settings.embedded and not Path(str(url.database)).exists():
-            raise SchemaError(f"There is no database {url.database}. Check DB_URL.")
-        database = Database(build_engine(url))
-        try:
-            with database.reading() as connection:
-                insist_on_schema(connection)
-                plan = recovery_plan.plan(connection, Rules.of(settings), settings.lease_seconds)
-        finally:
-            database.close()
-    except StartError as error:
-        _give_up(str(error))
-    except DatabaseUnavailable as error:
-        _give_up(f"The database cannot be reached ({reason_of(error)}). Check DB_URL.")
+    with _present_database() as (settings, database), database.reading() as connection:
+        plan = recovery_plan.plan(connection, Rules.of(settings), settings.lease_seconds)
     typer.echo(plan.model_dump_json(indent=2) if as_json else recovery_plan.as_table(plan))
+
+
+@cli.command("check")
+def check_command() -> None:
+    """Compare this release's handlers with the pending tasks. Nothing need be running.
+
+    Exit status: 0 all can be run, 1 some cannot, 2 it cannot be checked.
+    """
+    with _present_database() as (settings, database), database.reading() as connection:
+        import_task_modules(settings.modules)
+        registry = with_built_in(registered, database, SystemClock())
+        found = deploy_check.check(
+            connection, registry, reject_unknown=settings.unknown_tasks is UnknownTasks.Reject
+        )
+    for line in deploy_check.in_lines(found, registry):
+        typer.echo(line)
+    raise SystemExit(1 if found.findings else 0)
 
 
 @cli.command("chaos")
@@ -223,6 +233,27 @@ def _listen(host: str, port: int) -> socket.socket:
             f"Choose another port, for instance: make run PORT={port + 1}"
         ) from error
     return listener
+
+
+@contextmanager
+def _present_database() -> Iterator[tuple[Settings, Database]]:
+    """Open the configured database as it is; whatever stands against that ends the command."""
+    try:
+        settings = load_settings()
+        url = settings.database
+        if settings.embedded and not Path(str(url.database)).exists():
+            raise SchemaError(f"There is no database {url.database}. Check DB_URL.")
+        database = Database(build_engine(url))
+        try:
+            with database.reading() as connection:
+                insist_on_schema(connection)
+            yield settings, database
+        finally:
+            database.close()
+    except StartError as error:
+        _give_up(str(error))
+    except DatabaseUnavailable as error:
+        _give_up(f"The database cannot be reached ({reason_of(error)}). Check DB_URL.")
 
 
 def _give_up(line: str) -> NoReturn:

@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)
     database_wait: float = Field(default=30.0, ge=0, le=86_400)
     retention_days: Annotated[str, AfterValidator(_retention_days)] = "30"
+    show_tracebacks: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @property

@@ -3,8 +3,10 @@
     POST ─▶ scheduled ──claim──▶ running ──record──▶ done │ failed
                 │                   │
                 │                   ├── the handler raised, and attempts are left ─▶ scheduled
-                │                   └── cut off, by on_crash ─▶ scheduled │ failed │ unknown
-                └── missed, RECOVER_PAST_TASKS=fail ─▶ failed
+                │                   ├── cut off, by on_crash ─▶ scheduled │ failed │ unknown
+                │                   └── cancel ─▶ cancelled
+                ├── missed, RECOVER_PAST_TASKS=fail ─▶ failed
+                └── cancel ─▶ cancelled
 
     failed │ unknown ──retry, by a person──▶ scheduled
 
@@ -22,17 +24,32 @@ class TaskStatus(StrEnum):
     Done = "done"
     Failed = "failed"
     Unknown = "unknown"
+    Cancelled = "cancelled"
 
 
 TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.Scheduled: frozenset({TaskStatus.Running, TaskStatus.Failed}),
+    TaskStatus.Scheduled: frozenset({TaskStatus.Running, TaskStatus.Failed, TaskStatus.Cancelled}),
     TaskStatus.Running: frozenset(
-        {TaskStatus.Scheduled, TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown}
+        {
+            TaskStatus.Scheduled,
+            TaskStatus.Done,
+            TaskStatus.Failed,
+            TaskStatus.Unknown,
+            TaskStatus.Cancelled,
+        }
     ),
     TaskStatus.Done: frozenset(),
     TaskStatus.Failed: frozenset({TaskStatus.Scheduled}),
     TaskStatus.Unknown: frozenset({TaskStatus.Scheduled}),
+    TaskStatus.Cancelled: frozenset(),
 }
+
+
+class RetryableStatus(StrEnum):
+    """Where a task stands that a person may run again."""
+
+    Failed = TaskStatus.Failed.value
+    Unknown = TaskStatus.Unknown.value
 
 
 class OnCrash(StrEnum):
@@ -50,13 +67,15 @@ class OnCrash(StrEnum):
 class RunOutcome(StrEnum):
     """How one attempt ended, as its entry in the history says.
 
-    ``interrupted``: the service stopped before it ended. ``crashed``: its instance was found
-    dead. ``lost``: its result came when it was no longer wanted, since the instance had been
-    taken for dead; what became of the task was decided without it.
+    ``cancelled``: it was ended at a person's request. ``interrupted``: the service stopped before
+    it ended. ``crashed``: its instance was found dead. ``lost``: its result came when it was no
+    longer wanted, since the instance had been taken for dead; what became of the task was decided
+    without it.
     """
 
     Done = "done"
     Failed = "failed"
+    Cancelled = "cancelled"
     Interrupted = "interrupted"
     Crashed = "crashed"
     Lost = "lost"

@@ -9,11 +9,11 @@ from job_scheduler.admission import Admission
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
-from job_scheduler.constants import UnknownTasks
+from job_scheduler.core.cancellation import Cancellation
 from job_scheduler.core.creation import NewTask
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.fields import EXAMPLE_ID
-from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.release import Release
@@ -23,13 +23,7 @@ from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database
-from job_scheduler.exceptions import (
-    InvalidPayload,
-    InvalidRequest,
-    TaskConflict,
-    TaskNotFound,
-    UnknownTaskName,
-)
+from job_scheduler.exceptions import TaskConflict, TaskNotFound
 from job_scheduler.identifiers import parse_uuid
 
 
@@ -44,31 +38,20 @@ class Services:
     creates: Batcher[NewTask, TaskRow | TaskConflict]
     batches: Admission
     lock: TaskLock
-    registry: HandlerRegistry
+    works: Works
     timer: Timer
     dispatcher: Dispatcher
     sweep: Sweep
+    cancellation: Cancellation
     heartbeat: Heartbeat
     release: Release
     shutdown: Shutdown
 
-    def refusal_of(self, wanted: TaskCreate) -> InvalidRequest | None:
-        """Return why this task is not taken, if so.
-
-        Its payload does not fit the handler, or there is none (with ``UNKNOWN_TASKS=reject``).
-        """
-        handler = self.registry.get(wanted.name)
-        if handler is not None:
-            faults = handler.arguments.faults(wanted.payload or {})
-            return InvalidPayload(wanted.name, faults) if faults else None
-        if self.settings.unknown_tasks is not UnknownTasks.Reject:
-            return None
-        return UnknownTaskName(wanted.name, self.registry.names())
-
-    def attempts_of(self, name: str) -> int:
-        """Return how often a task of this name may be started if it does not say so itself."""
-        handler = self.registry.get(name)
-        return 1 if handler is None else handler.options.max_attempts
+    def new_task(self, wanted: TaskCreate, task_id: str) -> NewTask:
+        """Return the task that a request asks for, with the defaults of what it runs."""
+        handler = self.works.handler_of(wanted)
+        attempts = 1 if handler is None else handler.options.max_attempts
+        return NewTask(task_id, wanted, attempts, handler is not None)
 
 
 async def _services(request: Request) -> Services:

@@ -30,8 +30,7 @@ _STATUS: dict[type[domain.JobSchedulerError], HTTPStatus] = {
     domain.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     domain.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     domain.TaskNotFound: HTTPStatus.NOT_FOUND,
-    domain.TaskNotCancellable: HTTPStatus.CONFLICT,
-    domain.TaskNotRetryable: HTTPStatus.CONFLICT,
+    domain.WrongState: HTTPStatus.CONFLICT,
     domain.TaskConflict: HTTPStatus.CONFLICT,
     domain.NothingHeld: HTTPStatus.CONFLICT,
     domain.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -48,8 +47,8 @@ _DESCRIPTIONS = {
     400: "The body is not JSON (`BODY_400`).",
     404: "There is no such task (`TASK_404`).",
     408: "The body took too long to arrive (`BODY_408`).",
-    409: "The present state does not allow it (`TASK_DELETE_409`, `TASK_CREATE_409`, "
-    "`TASK_RETRY_409`, `RECOVERY_409`).",
+    409: "The present state does not allow it (`TASK_CREATE_409`, `TASK_DELETE_409`, "
+    "`TASK_CANCEL_409`, `TASK_RETRY_409`, `RECOVERY_409`).",
     413: "The body is too large (`BODY_413`).",
     415: "The body is not declared as JSON (`BODY_415`).",
     422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "

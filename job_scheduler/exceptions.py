@@ -9,7 +9,8 @@
     │   ├── InvalidPayload          what the handler cannot take
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
-    ├── TaskNotFound, TaskNotCancellable, TaskNotRetryable, TaskConflict
+    ├── TaskNotFound, TaskConflict
+    ├── WrongState: TaskNotDeletable, TaskNotCancellable, TaskNotRetryable
     ├── TaskNotCreated, TaskNotDeleted
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
@@ -181,29 +182,38 @@ class TaskNotFound(JobSchedulerError):
         self.task_id = task_id
 
 
-class TaskNotCancellable(JobSchedulerError):
-    """The task has started or finished, so it can no longer be cancelled."""
+class WrongState(JobSchedulerError):
+    """The task's status does not allow what is asked for."""
 
-    error_code = "TASK_DELETE_409"
+    remedy = ""
 
     def __init__(self, task_id: str, status: TaskStatus) -> None:
-        super().__init__(
-            f"Task {task_id} is {status.value}: only a task that is scheduled can be cancelled."
-        )
+        super().__init__(f"Task {task_id} is {status.value}: {self.remedy}")
         self.task_id = task_id
 
 
-class TaskNotRetryable(JobSchedulerError):
+class TaskNotDeletable(WrongState):
+    """The task has started or finished, so it can no longer be removed."""
+
+    error_code = "TASK_DELETE_409"
+    remedy = (
+        "only a task that is scheduled can be removed. POST /tasks/{task_id}/cancel ends one that "
+        "is running."
+    )
+
+
+class TaskNotCancellable(WrongState):
+    """The task has finished, so there is nothing to end."""
+
+    error_code = "TASK_CANCEL_409"
+    remedy = "only a task that is scheduled or running can be cancelled."
+
+
+class TaskNotRetryable(WrongState):
     """The task has not ended, or is done, so there is nothing to repeat."""
 
     error_code = "TASK_RETRY_409"
-
-    def __init__(self, task_id: str, status: TaskStatus) -> None:
-        super().__init__(
-            f"Task {task_id} is {status.value}: only a task that is failed or unknown can be "
-            "run again."
-        )
-        self.task_id = task_id
+    remedy = "only a task that is failed or unknown can be run again."
 
 
 class TaskConflict(JobSchedulerError):

@@ -69,7 +69,7 @@ def create_app(
             except (StartError, DatabaseUnavailable) as error:
                 app.state.start_failure = str(error)
                 raise
-            app.state.registry = services.registry
+            app.state.registry = services.works.registry
             app.openapi_schema = None  # It names the handlers, which are all known now.
             yield {"services": services}
 

@@ -18,13 +18,13 @@ _FORMS = (
 def parse_retention_days(text: str) -> dict[TaskStatus, timedelta]:
     """Return after how long a task with each outcome is removed; one that is left out never is.
 
-    A single number is for ``done`` and ``failed``. ``unknown`` waits for a person, and is only
-    removed where it is named.
+    A single number is for ``done``, ``failed`` and ``cancelled``. ``unknown`` waits for a person,
+    and is only removed where it is named.
 
     Raises:
         ValueError: the text is neither a number of days nor a list of them by outcome.
     """
-    days = {TaskStatus.Done: _DEFAULT_DAYS, TaskStatus.Failed: _DEFAULT_DAYS}
+    days = dict.fromkeys((TaskStatus.Done, TaskStatus.Failed, TaskStatus.Cancelled), _DEFAULT_DAYS)
     if "=" in text:
         days |= _by_outcome(text)
     else:
@@ -51,5 +51,11 @@ def _days(text: str) -> float:
 
 
 _OUTCOMES = {
-    outcome.value: outcome for outcome in (TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown)
+    outcome.value: outcome
+    for outcome in (
+        TaskStatus.Done,
+        TaskStatus.Failed,
+        TaskStatus.Unknown,
+        TaskStatus.Cancelled,
+    )
 }

@@ -20,12 +20,12 @@ from job_scheduler.core.instances import Member
 from job_scheduler.core.outcomes import Succeeded, decide
 from job_scheduler.core.records import Record, record
 from job_scheduler.core.rescue import rescue_orphans
-from job_scheduler.core.store import TaskRow, cancel_task
+from job_scheduler.core.store import TaskRow, delete_task
 from job_scheduler.database import Database
 from job_scheduler.exceptions import (
     CommitOutcomeUnknown,
     DatabaseUnavailable,
-    TaskNotCancellable,
+    TaskNotDeletable,
     TaskNotFound,
 )
 from job_scheduler.identifiers import new_token
@@ -158,7 +158,8 @@ def test_failure_of_the_commit_itself_is_repeated_too(store: Backend, refusals: 
 
 def new_task(task_id: str) -> NewTask:
     """A task that has been due for long."""
-    return NewTask(task_id, "probe", datetime(2026, 1, 1, tzinfo=UTC), None, max_attempts=10_000)
+    wanted = TaskCreate(name="probe", run_at="2026-01-01T00:00:00Z", max_attempts=1_000)
+    return NewTask(task_id, wanted)
 
 
 class Storm:
@@ -219,8 +220,8 @@ class Storm:
         def cancel_some(connection: Connection, task_ids: list[str]) -> None:
             for task_id in task_ids:
                 try:
-                    cancel_task(connection, task_id)
-                except (TaskNotFound, TaskNotCancellable):
+                    delete_task(connection, task_id)
+                except (TaskNotFound, TaskNotDeletable):
                     continue
 
         await self._database.write(cancel_some, self.some()[:5])

@@ -34,7 +34,7 @@ from job_scheduler.core.outcomes import CutOff, Failed
 from job_scheduler.core.records import task_runs
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine
-from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound
+from job_scheduler.exceptions import TaskNotDeletable, TaskNotFound
 from job_scheduler.identifiers import new_token
 from tests.support.app import Backend, later, parse_time
 from tests.support.model import LEASE, Known, Virtual, World
@@ -86,7 +86,15 @@ class Protocol(RuleBasedStateMachine):
         """A caller creates a task: due already, or only in an hour."""
         task_id = new_token()
         run_at = parse_time(later(-60 if overdue else 3600).replace("+00:00", "Z"))
-        wanted = NewTask(task_id, "probe", run_at, None, max_attempts, on_crash)  # type: ignore[arg-type]
+        wanted = NewTask(
+            task_id,
+            TaskCreate(
+                name="probe",
+                run_at=run_at.isoformat(),
+                max_attempts=max_attempts,
+                on_crash=on_crash,
+            ),
+        )
         with self.world.database.writing() as connection:
             create_tasks(connection, [wanted])
         self.world.tasks[task_id] = Known(max_attempts, on_crash)
@@ -108,10 +116,10 @@ class Protocol(RuleBasedStateMachine):
         known = self.world.tasks[task_id]
         try:
             with self.world.database.writing() as connection:
-                statements.cancel_task(connection, task_id)
+                statements.delete_task(connection, task_id)
         except TaskNotFound:
             assert known.is_deleted
-        except TaskNotCancellable:
+        except TaskNotDeletable:
             assert not known.is_deleted
         else:
             assert self.former[task_id]["status"] == "scheduled", "it had begun, or ended"

@@ -4,6 +4,7 @@ import base64
 import logging
 from collections import Counter
 from datetime import datetime
+from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -13,10 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus
 from job_scheduler.core import idempotency, store
-from job_scheduler.core.creation import NewTask
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
 from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate
-from job_scheduler.core.store import DueTask, TaskRow
+from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
@@ -27,6 +27,7 @@ from job_scheduler.exceptions import (
     TaskConflict,
     TaskNotCancellable,
     TaskNotCreated,
+    TaskNotDeletable,
     TaskNotDeleted,
 )
 from job_scheduler.identifiers import new_task_id, parse_uuid, task_id_of_key
@@ -35,7 +36,12 @@ _logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
-_LINKS = {"show": "showTask", "runs": "listRuns", "cancel": "cancelTask"}
+_LINKS = {
+    "show": "showTask",
+    "runs": "listRuns",
+    "cancel": "cancelTask",
+    "delete": "deleteTask",
+}
 
 
 @router.post(
@@ -74,13 +80,13 @@ async def create_task(
     key = idempotency.key_of(request)
     if key is not None and wanted.task_id is not None:
         raise NamedTwice
-    if (refusal := services.refusal_of(wanted)) is not None:
+    if (refusal := services.works.refusal_of(wanted)) is not None:
         raise refusal
     chosen_id = wanted.task_id if key is None else task_id_of_key(key)
     task_id = chosen_id or new_task_id(services.clock.now())
-    new = NewTask.of(wanted, task_id, services.attempts_of(wanted.name))
+    new = services.new_task(wanted, task_id)
     try:
-        with services.timer.reserved(DueTask(wanted.run_at, task_id, wanted.name)):
+        with services.timer.reserved(new.due):
             stored = await services.creates.submit(new)
             if isinstance(stored, TaskConflict):
                 raise stored if key is None else IdempotencyKeyReused(key)
@@ -89,6 +95,35 @@ async def create_task(
         raise TaskNotCreated(task_id) from error
     response.headers["Location"] = f"{request.scope['path']}/{task_id}"
     return stored
+
+
+@router.post(
+    "/{task_id}/cancel",
+    operation_id="cancelTask",
+    summary="Cancel a task",
+    response_model=Task,
+    responses={
+        200: {"description": "It is cancelled."},
+        202: {
+            "model": Task,
+            "description": "It is running: its end is asked for (`cancel_requested_at`).",
+        },
+        **problems(404, TaskNotCancellable(EXAMPLE_ID, TaskStatus.Done), 500, 503),
+    },
+)
+async def cancel_task(task_id: TaskIdDep, response: Response, services: ServicesDep) -> TaskRow:
+    """Cancel a task, also while it runs, on whichever instance.
+
+    One that is scheduled never runs. One that is running is ended: an async handler or a webhook is
+    cancelled, a command or a worker process is killed, and a plain handler is asked by
+    `context.should_stop`. If it has done its work all the same, it is `done`.
+    """
+    # The timer may keep it: what it fires finds nothing to claim.
+    row = await services.database.write(store.request_cancellation, task_id)
+    if row["status"] == TaskStatus.Running:
+        response.status_code = HTTPStatus.ACCEPTED
+        services.cancellation.wake()
+    return row
 
 
 @router.get(
@@ -149,21 +184,21 @@ async def show_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
 
 @router.delete(
     "/{task_id}",
-    operation_id="cancelTask",
-    summary="Cancel a task",
+    operation_id="deleteTask",
+    summary="Remove a task that has not started",
     response_model=Message,
     responses=problems(
         404,
-        TaskNotCancellable(EXAMPLE_ID, TaskStatus.Running),
+        TaskNotDeletable(EXAMPLE_ID, TaskStatus.Running),
         TaskNotDeleted(EXAMPLE_ID),
         503,
     ),
 )
-async def cancel_task(task_id: TaskIdDep, services: ServicesDep) -> Message:
-    """Cancel a task that has not started: it is removed and never runs."""
+async def delete_task(task_id: TaskIdDep, services: ServicesDep) -> Message:
+    """Remove a task that has not started: it never runs, and nothing of it is kept."""
     try:
         with services.timer.withdrawn(task_id):
-            await services.database.write(store.cancel_task, task_id)
+            await services.database.write(store.delete_task, task_id)
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be cancelled", task_id)
         raise TaskNotDeleted(task_id) from error

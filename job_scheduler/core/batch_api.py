@@ -79,9 +79,11 @@ async def create_batch(request: Request, services: ServicesDep) -> Response:
     with services.batches.room(declared_size(request, BATCH_BODY_MAX_BYTES)):
         raw = await _read(request, services.batches.upload_seconds)
         async with services.batches.turn:
-            wanted = await asyncio.to_thread(parse, raw, services.refusal_of, keyed=key is not None)
+            wanted = await asyncio.to_thread(
+                parse, raw, services.works.refusal_of, keyed=key is not None
+            )
             new = await asyncio.to_thread(_identify, wanted, key, services)
-            due = [DueTask(task.run_at, task.task_id, task.name) for task in new]
+            due = [task.due for task in new]
             try:
                 async with _reserved(services.timer, due):
                     stored = await services.database.write(create_all, new, key)
@@ -106,10 +108,7 @@ def _identify(wanted: Sequence[TaskCreate], key: str | None, services: Services)
     else:
         now = services.clock.now()
         ids = [task.task_id or new_task_id(now) for task in wanted]
-    return [
-        NewTask.of(task, task_id, services.attempts_of(task.name))
-        for task, task_id in zip(wanted, ids, strict=True)
-    ]
+    return [services.new_task(task, task_id) for task, task_id in zip(wanted, ids, strict=True)]
 
 
 @asynccontextmanager

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select
+from sqlalchemy import Connection, Row, case, func, literal_column, select
 
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.models import NOW_SQL, UtcDateTime
-from job_scheduler.core.store import DueTask, tasks
+from job_scheduler.core.store import KIND_SQL, DueTask, tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,27 @@ class Run:
     on_crash: OnCrash | None
     due: datetime
     started_at: datetime
+    name: str
+    on_done: dict[str, Any] | None
+    on_failed: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Claim(Run):
-    """A run that is ours, until its result is recorded under its token."""
+    """A run that is ours, until its result is recorded under its token.
 
-    name: str
+    What is to be done is told by `webhook` or `command`, else by the name's handler. Whether there
+    was one when the task was created tells `expects_handler`, which is None if nobody looked.
+    """
+
     payload: dict[str, Any]
     retry_delay: float | list[float] | None = None
     retry_max_delay: float | None = None
     start_before: datetime | None = None
     timeout: float | None = None
+    webhook: dict[str, Any] | None = None
+    command: list[str] | None = None
+    expects_handler: bool | None = None
 
 
 DUE = case(
@@ -74,6 +83,9 @@ RUN_COLUMNS = [
     tasks.c.on_crash,
     DUE.label("due"),
     tasks.c.started_at,
+    tasks.c.name,
+    tasks.c.on_done,
+    tasks.c.on_failed,
 ]
 """What ``run_of`` reads of a running task: the members of a ``Run``, in their order."""
 
@@ -113,14 +125,15 @@ def claim(
     if missing:
         # By their ids alone, as above.
         found = connection.execute(select(*_LOOKED_AT).where(tasks.c.task_id.in_(missing)))
-        for task_id, name, run_at, retry_at, status, missed_at in found:
+        for task_id, name, run_at, retry_at, status, missed_at, kind in found:
             if status == TaskStatus.Scheduled and missed_at is None:
-                waiting[task_id] = DueTask(retry_at or run_at, task_id, name)
+                waiting[task_id] = DueTask(retry_at or run_at, task_id, name, kind)
     return [claimed.get(request.token) or waiting.get(request.task_id) for request in requests]
 
 
 _LOOKED_AT = [
-    tasks.c[name] for name in ("task_id", "name", "run_at", "retry_at", "status", "missed_at")
+    *(tasks.c[name] for name in ("task_id", "name", "run_at", "retry_at", "status", "missed_at")),
+    literal_column(KIND_SQL),
 ]
 
 
@@ -167,6 +180,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             -- row as it was before that, which had no started_at yet.
             started_at = CASE due.former
                 WHEN 'scheduled' THEN {now} ELSE coalesce(started_at, {now}) END,
+            progress = NULL,
             updated_at = {now}
         FROM due
         WHERE scheduled_tasks.task_id = due.id AND EXISTS (
@@ -174,9 +188,14 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
-            {DUE_SQL} AS due, started_at, name, coalesce(payload, '{{}}') AS payload,
-            retry_delay, retry_max_delay, start_before, timeout
+            {DUE_SQL} AS due, started_at, name, on_done, on_failed,
+            coalesce(payload, '{{}}') AS payload, retry_delay, retry_max_delay, start_before,
+            timeout, webhook, command, expects_handler
         """,  # noqa: S608 (made of constants)
+        on_done=tasks.c.on_done.type,
+        on_failed=tasks.c.on_failed.type,
+        webhook=tasks.c.webhook.type,
+        command=tasks.c.command.type,
         payload=tasks.c.payload.type,
         retry_delay=tasks.c.retry_delay.type,
         start_before=UtcDateTime,

@@ -6,57 +6,50 @@ database takes them apart. Asked back is only what the database itself decides.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy import Connection, Result, select
 
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
-from job_scheduler.constants import OnCrash
 from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.models import NOW_SQL
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.core.store import FETCHED_AT_ONCE, SHOWN, TaskRow, tasks
+from job_scheduler.core.store import (
+    COMMAND,
+    FETCHED_AT_ONCE,
+    HANDLER,
+    SHOWN,
+    WEBHOOK,
+    DueTask,
+    TaskRow,
+    tasks,
+)
 from job_scheduler.exceptions import TaskConflict
 from job_scheduler.identifiers import task_id_in_batch
 
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task as its caller wants it; times are aware.
+    """A task as its caller wants it, under its id.
 
-    Without `max_attempts` it may be started `default_attempts` times.
+    Where `wanted` does not say how often it may be started, `default_attempts` does.
+    `expects_handler` tells whether there is a handler of its name; None: nobody has looked.
     """
 
     task_id: str
-    name: str
-    run_at: datetime
-    payload: dict[str, Any] | None
-    max_attempts: int | None = None
-    on_crash: OnCrash | None = None
-    retry_delay: float | list[float] | None = None
-    retry_max_delay: float | None = None
-    start_before: datetime | None = None
-    timeout: float | None = None
+    wanted: TaskCreate
     default_attempts: int = 1
+    expects_handler: bool | None = None
 
-    @classmethod
-    def of(cls, wanted: TaskCreate, task_id: str, default_attempts: int = 1) -> "NewTask":
-        """Return the task that a request asks for, under an id of our choice."""
-        return cls(
-            task_id,
-            wanted.name,
-            wanted.run_at,
-            wanted.payload,
-            wanted.max_attempts,
-            wanted.on_crash,
-            wanted.retry_delay,
-            wanted.retry_max_delay,
-            wanted.start_before,
-            wanted.timeout,
-            default_attempts,
-        )
+    @property
+    def due(self) -> DueTask:
+        """What the timer needs to know of it."""
+        wanted = self.wanted
+        kind = WEBHOOK if wanted.webhook else COMMAND if wanted.command else HANDLER
+        return DueTask(wanted.run_at, self.task_id, wanted.name, kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,28 +145,38 @@ def _by_id(result: Result[Any]) -> dict[str, TaskRow]:
 
 
 def _members(task: NewTask) -> dict[str, Any]:
+    wanted = task.wanted
     return {
         "task_id": task.task_id,
-        "name": task.name,
-        "run_at": task.run_at.astimezone(UTC),
-        "payload": task.payload,
-        "max_attempts": task.max_attempts or task.default_attempts,
-        "on_crash": task.on_crash,
-        "retry_delay": task.retry_delay,
-        "retry_max_delay": task.retry_max_delay,
-        "start_before": task.start_before and task.start_before.astimezone(UTC),
-        "timeout": task.timeout,
+        "name": wanted.name,
+        "run_at": wanted.run_at,
+        "payload": wanted.payload,
+        "max_attempts": wanted.max_attempts or task.default_attempts,
+        "on_crash": wanted.on_crash,
+        "retry_delay": wanted.retry_delay,
+        "retry_max_delay": wanted.retry_max_delay,
+        "start_before": wanted.start_before,
+        "timeout": wanted.timeout,
+        "webhook": _document(wanted.webhook),
+        "command": wanted.command,
+        "on_done": _document(wanted.on_done),
+        "on_failed": _document(wanted.on_failed),
+        "expects_handler": task.expects_handler,
     }
 
 
+def _document(model: BaseModel | None) -> dict[str, Any] | None:
+    return None if model is None else model.model_dump(mode="json", exclude_unset=True)
+
+
 def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
-    return (
-        task.name == row["name"]
-        and task.run_at == row["run_at"]
-        and strict_json.same(task.payload, row["payload"])
+    asked = _members(task)
+    if task.wanted.max_attempts is None:
         # A default is the release's own: it may have changed since the first request.
-        and task.max_attempts in (None, row["max_attempts"])
-        and all(getattr(task, name) == row[name] for name in _COMPARED)
+        del asked["max_attempts"]
+    return all(
+        strict_json.same(asked[name], row[name]) if name in _DOCUMENTS else asked[name] == row[name]
+        for name in asked.keys() - _NOT_COMPARED
     )
 
 
@@ -203,8 +206,14 @@ _MEMBERS = {
     "retry_max_delay": "float8",
     "start_before": "timestamptz",
     "timeout": "float8",
+    "webhook": "json",
+    "command": "json",
+    "on_done": "json",
+    "on_failed": "json",
+    "expects_handler": "boolean",
 }
-_COMPARED = ("on_crash", "retry_delay", "retry_max_delay", "start_before", "timeout")
+_DOCUMENTS = {name for name, kind in _MEMBERS.items() if kind == "json"}
+_NOT_COMPARED = {"task_id", "expects_handler"}
 _UNSET = {column.name: None for column in SHOWN}
 _DECIDED = {
     column.name: column.type

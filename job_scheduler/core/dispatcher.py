@@ -32,8 +32,8 @@ class Lane:
 class Dispatcher:
     """Starts `run_task` for due tasks, at most `max_running` at a time, most urgent first.
 
-    `run_task` gets, beside the id, the place that it takes. `lane_of` tells the lane of a task by
-    its name; a lane that is full holds nobody else up. `on_room` is called when a run has ended.
+    `run_task` gets, beside the id, the place that it takes. `lane_of` tells the lane of a
+    task; a lane that is full holds nobody else up. `on_room` is called when a run has ended.
 
     Belongs to the event loop's thread.
     """
@@ -41,7 +41,7 @@ class Dispatcher:
     def __init__(
         self,
         run_task: Callable[[str, Place], Coroutine[Any, Any, None]],
-        lane_of: Callable[[str], Lane],
+        lane_of: Callable[[DueTask], Lane],
         max_running: int,
         on_room: Callable[[], None],
     ) -> None:
@@ -79,7 +79,7 @@ class Dispatcher:
         for task in tasks:
             if task.task_id in self._known or self.queued >= QUEUE_MAX:
                 continue
-            lane = self._lane_of(task.name)
+            lane = self._lane_of(task)
             if lane not in self._lanes:
                 self._lanes.append(lane)
             heapq.heappush(lane.queue, task)

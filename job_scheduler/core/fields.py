@@ -71,6 +71,15 @@ def whole_number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+Name = Annotated[
+    str,
+    Field(
+        strict=True,
+        min_length=1,
+        max_length=NAME_MAX_LENGTH,
+        pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
+    ),
+]
 Attempts = Annotated[
     int, Field(strict=True, ge=1, le=MAX_ATTEMPTS_LIMIT), BeforeValidator(whole_number)
 ]

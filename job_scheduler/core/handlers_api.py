@@ -33,8 +33,9 @@ async def list_handlers(services: ServicesDep) -> list[HandlerShown]:
             retry_delay=handler.options.retry_delay,
             retry_max_delay=handler.options.retry_max_delay,
             timeout=handler.options.timeout,
+            isolation=handler.options.isolation,
         )
-        for handler in services.registry.all()
+        for handler in services.works.registry.all()
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     ColumnElement,
     DateTime,
@@ -183,6 +184,14 @@ class ScheduledTask(Base):
     retry_max_delay: Mapped[float | None] = mapped_column(Double)
     start_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
     timeout: Mapped[float | None] = mapped_column(Double)
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    command: Mapped[list[str] | None] = mapped_column(_Json)
+    on_done: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    on_failed: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    caused_by: Mapped[str | None] = mapped_column(_Uuid)
+    expects_handler: Mapped[bool | None] = mapped_column(Boolean)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     claim_token: Mapped[str | None] = mapped_column(_Uuid)
     instance_id: Mapped[str | None] = mapped_column(_Uuid)
@@ -226,8 +235,9 @@ class ScheduledTask(Base):
         CheckConstraint(
             "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'", name="retry_at"
         ),
+        CheckConstraint("webhook IS NULL OR command IS NULL", name="one_kind"),
         # Each index serves one statement: the sweep, the release of what was missed, the rescue,
-        # the list.
+        # the cancellation, the list.
         Index(
             "ix_scheduled_tasks_due",
             text("coalesce(retry_at, run_at)"),
@@ -246,6 +256,12 @@ class ScheduledTask(Base):
             "instance_id",
             postgresql_where=text("status = 'running'"),
             sqlite_where=text("status = 'running'"),
+        ),
+        Index(
+            "ix_scheduled_tasks_cancel",
+            "instance_id",
+            postgresql_where=text("status = 'running' AND cancel_requested_at IS NOT NULL"),
+            sqlite_where=text("status = 'running' AND cancel_requested_at IS NOT NULL"),
         ),
         Index("ix_scheduled_tasks_list", "run_at", "task_id"),
         {"postgresql_with": _AUTOVACUUM},
@@ -267,6 +283,7 @@ class TaskRun(Base):
     finished_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
     outcome: Mapped[str] = mapped_column(Text)
     result: Mapped[Any | None] = mapped_column(_Json)
+    traceback: Mapped[str | None] = mapped_column(Text)
     instance_id: Mapped[str | None] = mapped_column(_Uuid)
 
     __table_args__ = (CheckConstraint(_one_of("outcome", RunOutcome), name="outcome"),)

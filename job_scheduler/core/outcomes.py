@@ -18,6 +18,7 @@ class Failed:
     """The handler raised, or could not be run; `error` says why, in words for a person."""
 
     error: str
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class RetryIn:
 
     error: str
     seconds: float
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,23 @@ class TooLate:
     """The task was claimed when it was no longer worth it: its handler was never called."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The task cannot be run for the time being: it waits some seconds; nothing has happened."""
+
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The run was ended at a person's request; `result` is what it returned all the same, or why
+    there is nothing.
+    """
+
+    result: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +70,7 @@ class NotStarted:
     """The task was claimed, but its handler was never called: nothing has happened."""
 
 
-Outcome = Succeeded | Failed | RetryIn | TooLate | CutOff | NotStarted
+Outcome = Succeeded | Failed | RetryIn | TooLate | Parked | Cancelled | CutOff | NotStarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +78,14 @@ class Decision:
     """What is to be written: the task's status and result, and the attempt's entry.
 
     With ``outcome`` None the attempt never was: it has no entry, and is given back. What is to be
-    run again is due after `delay` seconds.
+    run again is due after `delay` seconds; with None, when it was due before.
     """
 
     status: TaskStatus
     result: Any
     outcome: RunOutcome | None
-    delay: float = 0.0
+    delay: float | None = None
+    traceback: str | None = None
 
 
 def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash | None) -> Decision:
@@ -73,19 +93,23 @@ def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash 
     match outcome:
         case Succeeded(result):
             return Decision(TaskStatus.Done, result, RunOutcome.Done)
-        case Failed(error):
-            return Decision(TaskStatus.Failed, error, RunOutcome.Failed)
-        case RetryIn(error, seconds) if attempt < max_attempts:
-            return Decision(TaskStatus.Scheduled, error, RunOutcome.Failed, seconds)
-        case RetryIn(error):
-            return Decision(TaskStatus.Failed, error, RunOutcome.Failed)
+        case RetryIn(error, seconds, trace) if attempt < max_attempts:
+            return Decision(TaskStatus.Scheduled, error, RunOutcome.Failed, seconds, trace)
+        case Failed(error) | RetryIn(error):
+            return Decision(
+                TaskStatus.Failed, error, RunOutcome.Failed, traceback=outcome.traceback
+            )
+        case Cancelled(result):
+            return Decision(TaskStatus.Cancelled, result, RunOutcome.Cancelled)
         case TooLate(reason):
             return Decision(TaskStatus.Failed, reason, None)
+        case Parked(reason, seconds):
+            return Decision(TaskStatus.Scheduled, reason, None, seconds)
         case NotStarted():
             return Decision(TaskStatus.Scheduled, None, None)
         case _:
             status = _after_a_crash(attempt, max_attempts, on_crash)
-            return Decision(status, outcome.reason, outcome.outcome)
+            return Decision(status, outcome.reason, outcome.outcome, 0.0)
 
 
 def _after_a_crash(attempt: int, max_attempts: int, on_crash: OnCrash | None) -> TaskStatus:

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, CursorResult, bindparam, insert, text
 
-from job_scheduler.core.models import NOW_SQL, UtcDateTime
+from job_scheduler import strict_json
+from job_scheduler.constants import TaskStatus
+from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_FAILED, filled
+from job_scheduler.core.models import NOW_SQL, UtcDateTime, database_now
+from job_scheduler.core.store import tasks
 
 BATCH = 1_000
 
@@ -51,15 +55,13 @@ def count_missed(connection: Connection, missed_at: datetime) -> int:
 
 
 def fail_overdue(connection: Connection, overdue_at: datetime, reason: str) -> int:
-    """Mark overdue tasks ``failed``; `reason` is JSON, as the column stores it."""
-    values = {"overdue_at": overdue_at, "reason": reason, "number": BATCH}
-    return _change(connection, _FAIL_OVERDUE, values)
+    """Mark overdue tasks ``failed``, and have their hooks sent."""
+    return _fail(connection, _FAIL_OVERDUE, {"overdue_at": overdue_at}, reason)
 
 
 def fail_missed(connection: Connection, missed_at: datetime, reason: str) -> int:
-    """Mark tasks ``failed`` that were set aside; `reason` is JSON, as the column stores it."""
-    values = {"missed_at": missed_at, "reason": reason, "number": BATCH}
-    return _change(connection, _FAIL_MISSED, values)
+    """Mark tasks ``failed`` that were set aside, and have their hooks sent."""
+    return _fail(connection, _FAIL_MISSED, {"missed_at": missed_at}, reason)
 
 
 def set_aside(connection: Connection, overdue_at: datetime, missed_at: datetime) -> int:
@@ -79,13 +81,42 @@ def release_missed(
     return _change(connection, _RELEASE, values)
 
 
+def _fail(
+    connection: Connection, statements: Mapping[str, Any], which: dict[str, Any], reason: str
+) -> int:
+    values = {**which, "reason": strict_json.dumps(reason), "number": BATCH}
+    failed = _execute(connection, statements, values).all()
+    hooks = [
+        {
+            "name": ON_FAILED,
+            "run_at": database_now(),
+            "caused_by": row.task_id,
+            "max_attempts": HOOK_ATTEMPTS,
+            "webhook": filled(
+                row.on_failed, row.task_id, row.name, row.attempt, TaskStatus.Failed, reason
+            ),
+        }
+        for row in failed
+        if row.on_failed is not None
+    ]
+    if hooks:
+        connection.execute(insert(tasks).values(hooks))
+    return len(failed)
+
+
 def _change(connection: Connection, statements: Mapping[str, Any], values: dict[str, Any]) -> int:
+    return _execute(connection, statements, values).rowcount
+
+
+def _execute(
+    connection: Connection, statements: Mapping[str, Any], values: dict[str, Any]
+) -> CursorResult[Any]:
     dialect = connection.dialect.name
     if dialect == "postgresql":
         # Until it has counted what was just set aside, PostgreSQL takes it for a few rows, and
         # would sort them all for each batch, instead of going along the index.
         connection.execute(_ALONG_THE_INDEX)
-    return connection.execute(statements[dialect], values).rowcount
+    return connection.execute(statements[dialect], values)
 
 
 def _typed(statement: str) -> Any:
@@ -96,7 +127,9 @@ def _typed(statement: str) -> Any:
     )
 
 
-def _batch_statement(dialect: str, which: str, due: str, changes: str, waits: str = "") -> Any:
+def _batch_statement(
+    dialect: str, which: str, due: str, changes: str, waits: str = "", answer: str = ""
+) -> Any:
     row_lock, one_of_picked = "", "IN (SELECT id FROM picked)"
     if dialect == "postgresql":
         row_lock = f"FOR NO KEY UPDATE {waits}"
@@ -104,7 +137,7 @@ def _batch_statement(dialect: str, which: str, due: str, changes: str, waits: st
     # IS TRUE keeps PostgreSQL, which may not have counted many new rows yet, from looking for
     # the picked ones among all that are overdue: they are to be found by their ids. The UPDATE
     # comes first, because Python's SQLite does not count the rows of what begins with WITH.
-    return _typed(
+    statement = _typed(
         f"""
         UPDATE scheduled_tasks SET {changes}, updated_at = {NOW_SQL[dialect]}
         FROM (
@@ -118,17 +151,21 @@ def _batch_statement(dialect: str, which: str, due: str, changes: str, waits: st
             )
             SELECT id, row_number() OVER (ORDER BY due, id) - 1 AS place FROM locked
         ) AS placed
-        WHERE scheduled_tasks.task_id = placed.id
+        WHERE scheduled_tasks.task_id = placed.id {answer}
         """  # noqa: S608 (made of constants)
     )
+    if answer and dialect == "sqlite":
+        return statement.columns(on_failed=tasks.c.on_failed.type)
+    return statement
 
 
-def _overdue_statement(dialect: str, changes: str) -> Any:
-    return _batch_statement(dialect, OVERDUE_SQL, "coalesce(retry_at, run_at)", changes)
+def _overdue_statement(dialect: str, changes: str, answer: str = "") -> Any:
+    due = "coalesce(retry_at, run_at)"
+    return _batch_statement(dialect, OVERDUE_SQL, due, changes, answer=answer)
 
 
-def _missed_statement(dialect: str, changes: str, waits: str = "") -> Any:
-    return _batch_statement(dialect, _MISSED_SQL, "run_at", changes, waits)
+def _missed_statement(dialect: str, changes: str, waits: str = "", answer: str = "") -> Any:
+    return _batch_statement(dialect, _MISSED_SQL, "run_at", changes, waits, answer)
 
 
 _FAILURE = {
@@ -136,6 +173,7 @@ _FAILURE = {
     + NOW_SQL["postgresql"],
     "sqlite": "status = 'failed', result = :reason, finished_at = " + NOW_SQL["sqlite"],
 }
+_FAILED = "RETURNING task_id, name, attempt, on_failed"
 _RELEASED = {
     "postgresql": (
         "missed_at = NULL, retry_at = CAST(:begin AS timestamptz) "
@@ -160,8 +198,12 @@ _COUNT_OVERDUE = _typed(
 _COUNT_MISSED = _typed(
     f"SELECT count(*) FROM scheduled_tasks WHERE {_MISSED_SQL}"  # noqa: S608 (made of constants)
 )
-_FAIL_OVERDUE = {dialect: _overdue_statement(dialect, _FAILURE[dialect]) for dialect in NOW_SQL}
-_FAIL_MISSED = {dialect: _missed_statement(dialect, _FAILURE[dialect]) for dialect in NOW_SQL}
+_FAIL_OVERDUE = {
+    dialect: _overdue_statement(dialect, _FAILURE[dialect], _FAILED) for dialect in NOW_SQL
+}
+_FAIL_MISSED = {
+    dialect: _missed_statement(dialect, _FAILURE[dialect], answer=_FAILED) for dialect in NOW_SQL
+}
 _SET_ASIDE = {dialect: _overdue_statement(dialect, "missed_at = :mark") for dialect in NOW_SQL}
 # What somebody else holds locked is left to a later batch: it is not to hold up the others.
 _RELEASE = {

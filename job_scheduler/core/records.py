@@ -16,6 +16,7 @@ from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome
 from job_scheduler.core.claims import DUE_SQL, Run
 from job_scheduler.core.given import given_rows
+from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_DONE, ON_FAILED, hook_of
 from job_scheduler.core.models import NOW_SQL, TaskRun, database_now, later_sql
 from job_scheduler.core.outcomes import Decision, Outcome, decide
 from job_scheduler.core.store import tasks
@@ -45,8 +46,10 @@ def record(
     answers True and changes nothing. With `skip_locked` a row that another transaction holds
     is left alone, and its record does not stand.
     """
-    given = {"given": strict_json.dumps([_given(entry) for entry in records])}
-    standing, *following = _RECORD[connection.dialect.name, skip_locked]
+    members = [_given(entry) for entry in records]
+    has_hooks = any(each["hook"] for each in members)
+    given = {"given": strict_json.dumps(members)}
+    standing, *following = _RECORD[connection.dialect.name, skip_locked, has_hooks]
     done = set(connection.scalars(standing, given).all())
     for statement in following:
         connection.execute(statement, given)
@@ -62,15 +65,18 @@ def record(
 
 
 def _given(entry: Record) -> dict[str, Any]:
-    decision = entry.decision
+    run, decision = entry.run, entry.decision
+    hook = hook_of(run, decision)
     return {
-        "task_id": entry.run.task_id,
-        "token": entry.run.token,
+        "task_id": run.task_id,
+        "token": run.token,
         "status": decision.status.value,
         # JSON inside JSON, as text: it is stored as it is, not taken apart.
         "result": None if decision.result is None else strict_json.dumps(decision.result),
         "outcome": decision.outcome and decision.outcome.value,
         "delay": decision.delay,
+        "traceback": decision.traceback,
+        "hook": None if hook is None else strict_json.dumps(hook),
     }
 
 
@@ -115,6 +121,7 @@ def _keep_as_lost(connection: Connection, late: Sequence[Record]) -> None:
             "started_at": entry.run.started_at,
             "outcome": RunOutcome.Lost.value,
             "result": entry.decision.result,
+            "traceback": entry.decision.traceback,
             "instance_id": entry.run.instance_id,
         }
         for entry in late
@@ -130,6 +137,7 @@ def _keep_as_lost(connection: Connection, late: Sequence[Record]) -> None:
             set_={
                 "outcome": RunOutcome.Lost.value,
                 "result": statement.excluded.result,
+                "traceback": statement.excluded.traceback,
                 "finished_at": database_now(),
             },
             where=task_runs.c.outcome == literal_column(f"'{RunOutcome.Crashed.value}'"),
@@ -145,11 +153,18 @@ _MEMBERS = {
     "result": "text",
     "outcome": "text",
     "delay": "float8",
+    "traceback": "text",
+    "hook": "text",
 }
-_RESULT = {"postgresql": "CAST(given.result AS json)", "sqlite": "given.result"}
+_JSON = {"postgresql": "CAST({} AS json)", "sqlite": "{}"}
+# Whoever has asked for the end of a task does not want it to be run again, nor to have failed.
+_BECOMES = (
+    "CASE WHEN task.cancel_requested_at IS NOT NULL AND given.status IN ('scheduled', 'failed') "
+    "THEN 'cancelled' ELSE given.status END"
+)
 
 
-def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
+def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool) -> list[Any]:
     """Return what writes a batch of records; the first statement tells the tokens that stand.
 
     On PostgreSQL one statement, and so one round trip, does it all.
@@ -163,8 +178,10 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
         WITH standing AS MATERIALIZED (
             SELECT task.task_id, task.claim_token, task.attempt, task.run_at, task.retry_at,
                 task.started_at, task.instance_id,
-                given.status AS becomes, given.status <> 'scheduled' AS has_ended,
-                given.outcome, given.delay, {_RESULT[dialect]} AS result
+                {_BECOMES} AS becomes, {_BECOMES} <> 'scheduled' AS has_ended,
+                given.outcome, given.delay, given.traceback,
+                CASE WHEN {_BECOMES} = given.status THEN given.hook END AS hook,
+                {_JSON[dialect].format("given.result")} AS result
             FROM {given_rows(dialect, _MEMBERS)}
             JOIN scheduled_tasks AS task ON task.task_id = given.task_id
             -- CASE keeps it from the index of all that run: each task is found by its id.
@@ -173,19 +190,26 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
         )"""  # noqa: S608 (made of constants)
     enter = f"""
         INSERT INTO task_runs (task_id, claim_token, attempt, scheduled_for, started_at,
-            finished_at, outcome, result, instance_id)
+            finished_at, outcome, result, traceback, instance_id)
         SELECT task_id, claim_token, attempt,
-            {DUE_SQL}, started_at, {now}, outcome, result, instance_id
+            {DUE_SQL}, started_at, {now}, outcome, result, traceback, instance_id
         FROM standing
         WHERE outcome IS NOT NULL
         -- A claim that was carried out once more, after its record, bears an old token.
         ON CONFLICT (task_id, claim_token) DO NOTHING"""  # noqa: S608 (made of constants)
+    send = f"""
+        INSERT INTO scheduled_tasks (name, run_at, webhook, caused_by, max_attempts)
+        SELECT CASE becomes WHEN 'done' THEN '{ON_DONE}' ELSE '{ON_FAILED}' END, {now},
+            {_JSON[dialect].format("hook")}, task_id, {HOOK_ATTEMPTS}
+        FROM standing
+        WHERE hook IS NOT NULL"""  # noqa: S608 (made of constants)
     move = f"""
         UPDATE scheduled_tasks AS task SET
             status = standing.becomes,
-            result = CASE WHEN standing.has_ended THEN standing.result END,
-            -- What goes back to be run again has a new time, unless it never was begun.
-            retry_at = CASE WHEN standing.has_ended OR standing.outcome IS NULL
+            -- Why an attempt never was shows in the task; it stands nowhere else.
+            result = CASE WHEN standing.has_ended OR standing.outcome IS NULL
+                THEN standing.result END,
+            retry_at = CASE WHEN standing.has_ended OR standing.delay IS NULL
                 THEN task.retry_at ELSE {later_sql(dialect, "standing.delay")} END,
             attempt = task.attempt - CASE WHEN standing.outcome IS NULL THEN 1 ELSE 0 END,
             claim_token = CASE WHEN standing.has_ended THEN task.claim_token END,
@@ -197,16 +221,20 @@ def _statements(dialect: str, *, skip_locked: bool) -> list[Any]:
         FROM standing
         -- Its row is locked: what was found there is still so.
         WHERE task.task_id = standing.task_id"""  # noqa: S608 (made of constants)
+    # The task's own row comes last: without it, the others would not stand any more.
+    changes = [enter, send, move] if has_hooks else [enter, move]
     answer = "SELECT claim_token FROM standing"
     if dialect == "postgresql":
-        texts = [f"{standing}, entered AS ({enter}), moved AS ({move}) {answer}"]
-    else:
-        texts = [f"{standing} {answer}", f"{standing} {enter}", f"{standing} {move}"]
-    return [text(each) for each in texts]
+        named = (f"changed_{number} AS ({change})" for number, change in enumerate(changes))
+        return [text(f"{', '.join((standing, *named))} {answer}")]
+    return [text(f"{standing} {each}") for each in (answer, *changes)]
 
 
 _RECORD = {
-    (dialect, skip_locked): _statements(dialect, skip_locked=skip_locked)
+    (dialect, skip_locked, has_hooks): _statements(
+        dialect, skip_locked=skip_locked, has_hooks=has_hooks
+    )
     for dialect in NOW_SQL
     for skip_locked in (False, True)
+    for has_hooks in (False, True)
 }

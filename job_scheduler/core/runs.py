@@ -33,6 +33,7 @@ def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
         task_runs.c.finished_at,
         task_runs.c.outcome,
         task_runs.c.result,
+        task_runs.c.traceback,
         task_runs.c.instance_id,
     ).where(task_runs.c.task_id == task_id)
     # The task's row is there for any task: without an outcome, it only says that there is one.
@@ -42,6 +43,7 @@ def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
         tasks.c.started_at,
         null(),
         case((tasks.c.status == TaskStatus.Running.value, literal(RUNNING))),
+        null(),
         null(),
         tasks.c.instance_id,
     ).where(tasks.c.task_id == task_id)

@@ -2,18 +2,20 @@
 
 from fastapi import APIRouter
 
+from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import TaskStatus
-from job_scheduler.core import runs, store
+from job_scheduler.core import replay, runs
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.runs import RunRow
 from job_scheduler.core.schemas import Task
+from job_scheduler.core.schemas_replay import Replay, ReplayResult
 from job_scheduler.core.schemas_runs import Run
 from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import TaskNotRetryable
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
 
 @router.get(
@@ -26,7 +28,8 @@ router = APIRouter(prefix="/tasks", tags=["tasks"])
 async def list_runs(task_id: TaskIdDep, services: ServicesDep) -> list[RunRow]:
     """List a task's attempts, the oldest first, that which is under way included."""
     rows = await services.database.read(runs.list_runs, task_id)
-    return [row | _durations(row) for row in rows]
+    hidden = {} if services.settings.show_tracebacks else {"traceback": None}
+    return [row | _durations(row) | hidden for row in rows]
 
 
 @router.post(
@@ -41,9 +44,30 @@ async def retry_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
 
     Look at its attempts first: a run whose outcome is unknown may have done its work.
     """
-    row = await services.database.write(store.retry_task, task_id)
+    row = await services.database.write(replay.retry_task, task_id)
     services.sweep.wake()
     return row
+
+
+@router.post(
+    "/retry",
+    operation_id="retryTasks",
+    summary="Run failed tasks again",
+    response_model=ReplayResult,
+    responses=problems(400, 413, 415, 422, 500, 503),
+)
+async def retry_tasks(wanted: Replay, services: ServicesDep) -> ReplayResult:
+    """Run many failed tasks once more, at a bounded rate: those that match, oldest first.
+
+    Repeating it is harmless: what is scheduled again has not failed.
+    """
+    if wanted.dry_run:
+        count = await services.database.read(replay.count_retryable, wanted)
+        return ReplayResult(tasks=count, until=None, dry_run=True)
+    rate = wanted.rate or services.settings.recovery_rate
+    done = await services.database.write(replay.retry_tasks, wanted, rate)
+    services.sweep.wake()
+    return ReplayResult(tasks=done.tasks, until=done.until, dry_run=False)
 
 
 def _durations(row: RunRow) -> dict[str, float | None]:

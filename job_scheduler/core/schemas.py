@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -32,12 +32,15 @@ from job_scheduler.core.fields import (
     Attempts,
     GivenUuid,
     Instant,
+    Name,
     PayloadObject,
     RetryDelay,
     Seconds,
     Timeout,
     Uuid,
 )
+from job_scheduler.core.schemas_command import Command
+from job_scheduler.core.schemas_webhook import Hook, Webhook
 
 _EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
@@ -55,12 +58,22 @@ _EXAMPLE_TASK: JsonDict = {
     "retry_max_delay": None,
     "start_before": None,
     "timeout": None,
+    "webhook": None,
+    "command": None,
+    "on_done": None,
+    "on_failed": None,
+    "caused_by": None,
+    "progress": None,
+    "cancel_requested_at": None,
     "retry_at": None,
     "instance_id": None,
     "started_at": None,
     "finished_at": None,
     "missed_at": None,
 }
+
+
+_REQUEST: JsonDict = {"anyOf": [{"type": "object"}, {"type": "null"}]}
 
 
 def _decimal(value: object) -> object:
@@ -78,19 +91,23 @@ class TaskCreate(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [{"name": "send_report", "run_at": "2027-07-01T10:00:00Z"}],
+            "examples": [
+                {"name": "send_report", "run_at": "2027-07-01T10:00:00Z"},
+                {
+                    "name": "nightly",
+                    "run_at": "2027-07-01T10:00:00Z",
+                    "max_attempts": 5,
+                    "webhook": {"url": "https://example.com/nightly", "body": {"full": True}},
+                },
+            ],
         },
     )
 
     name: Annotated[
-        str,
+        Name,
         Field(
-            strict=True,
-            min_length=1,
-            max_length=NAME_MAX_LENGTH,
-            pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
-            description="What to run: the name of a registered handler. A task of any other name "
-            "only keeps the time.",
+            description="What to run: the name of a registered handler, unless there is a webhook "
+            "or a command. A task of any other name only keeps the time.",
             examples=["send_report"],
         ),
     ]
@@ -153,6 +170,30 @@ class TaskCreate(BaseModel):
             examples=[30],
         ),
     ] = None
+    webhook: Annotated[
+        Webhook | None,
+        Field(
+            description="A request to send, in place of a handler. An answer of 2xx makes the task "
+            "`done`; one of 408, 425, 429 or 5xx, and no answer, is repeated while attempts are "
+            "left. Without a `timeout`, it may take 30 seconds."
+        ),
+    ] = None
+    command: Annotated[
+        Command | None,
+        Field(
+            description="A program of `COMMAND_ALLOW` to run on the service's machine, in place of "
+            "a handler: its name and its arguments. No shell reads them.",
+            examples=[["pg_dump", "--file", "/backup/shop.sql", "shop"]],
+        ),
+    ] = None
+    on_done: Annotated[
+        Hook | None,
+        Field(description="A webhook that tells when the task is done: a task of its own."),
+    ] = None
+    on_failed: Annotated[
+        Hook | None,
+        Field(description="Likewise when it has failed, or its outcome is unknown."),
+    ] = None
     task_id: Annotated[
         GivenUuid | None,
         Field(
@@ -170,6 +211,16 @@ class TaskCreate(BaseModel):
         if value is not None and run_at is not None and value < run_at:
             raise PydanticCustomError(
                 "start_before", "Must not lie before run_at: it would never be started."
+            )
+        return value
+
+    @field_validator("webhook", "command")
+    @classmethod
+    def _stands_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        given = [name for name in ("payload", "webhook") if info.data.get(name) is not None]
+        if value is not None and given:
+            raise PydanticCustomError(
+                "one_kind", f"Cannot stand beside {given[0]}: a task runs one thing. Keep one."
             )
         return value
 
@@ -207,6 +258,13 @@ class TaskBatch(BaseModel):
     ]
 
 
+class Progress(BaseModel):
+    """How far a run has come."""
+
+    fraction: Annotated[float, Field(description="From 0 to 1.")]
+    message: str | None
+
+
 class Task(BaseModel):
     """A task as it stands. All times are UTC."""
 
@@ -220,7 +278,8 @@ class Task(BaseModel):
         JsonValue,
         Field(
             description="When done: what the handler returned. When failed: the error or the "
-            "reason, as text; likewise when unknown. Else null."
+            "reason, as text; likewise when unknown. While scheduled: why it waits, if its "
+            "handler is missing. Else null."
         ),
     ]
     created_at: datetime
@@ -234,6 +293,20 @@ class Task(BaseModel):
     retry_max_delay: float | None
     start_before: datetime | None
     timeout: float | None
+    # These, too: as they are stored.
+    webhook: Annotated[JsonValue, WithJsonSchema(_REQUEST)]
+    command: Annotated[JsonValue, WithJsonSchema(TypeAdapter(list[str] | None).json_schema())]
+    on_done: Annotated[JsonValue, WithJsonSchema(_REQUEST)]
+    on_failed: Annotated[JsonValue, WithJsonSchema(_REQUEST)]
+    caused_by: Annotated[
+        Uuid | None, Field(description="The task whose end this one tells of (`on_done` …).")
+    ]
+    progress: Annotated[
+        Progress | None, Field(description="How far the run has come, as its handler says.")
+    ]
+    cancel_requested_at: Annotated[
+        datetime | None, Field(description="When its cancellation was asked for.")
+    ]
     retry_at: Annotated[
         datetime | None, Field(description="When it is to start, if not at run_at.")
     ]

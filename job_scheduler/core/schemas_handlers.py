@@ -1,6 +1,6 @@
 """The shape of a handler, as it is listed."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ _EXAMPLE: dict[str, Any] = {
     "retry_delay": 5.0,
     "retry_max_delay": 3600.0,
     "timeout": None,
+    "isolation": None,
 }
 
 
@@ -41,3 +42,7 @@ class HandlerShown(BaseModel):
     retry_delay: float | list[float]
     retry_max_delay: float
     timeout: float | None
+    isolation: Annotated[
+        Literal["process"] | None,
+        Field(description="`process`: it runs in a worker process, which can be killed."),
+    ]

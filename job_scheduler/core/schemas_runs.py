@@ -24,6 +24,7 @@ class Run(BaseModel):
                     "duration": 1.5,
                     "outcome": "done",
                     "result": "Hello Ada",
+                    "traceback": None,
                     "instance_id": EXAMPLE_ID,
                 }
             ]
@@ -45,13 +46,17 @@ class Run(BaseModel):
         RunOutcome | Literal["running"],
         Field(
             description="`running`: it is under way. `done`: the handler returned. `failed`: it "
-            "raised. `interrupted`: the service was stopped. `crashed`: its instance was found "
-            "dead. `lost`: it ended after its instance had been taken for dead, so that its "
-            "result does not count."
+            "raised. `cancelled`: it was ended by `POST /tasks/{task_id}/cancel`. `interrupted`: "
+            "the service was stopped. `crashed`: its instance was found dead. `lost`: it ended "
+            "after its instance had been taken for dead, so that its result does not count."
         ),
     ]
     result: Annotated[
         JsonValue,
         Field(description="What the handler returned, or the error or reason as text."),
+    ]
+    traceback: Annotated[
+        str | None,
+        Field(description="Where the handler raised; null unless SHOW_TRACEBACKS=true."),
     ]
     instance_id: Annotated[Uuid | None, Field(description="The instance that ran it.")]

@@ -6,18 +6,39 @@ Each function works inside the transaction of the connection that it is given.
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    case,
+    delete,
+    func,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 
-from job_scheduler.constants import TaskStatus
+from job_scheduler.constants import CHANNEL, TaskStatus
 from job_scheduler.core.given import returning
 from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime, database_now, later_sql
-from job_scheduler.exceptions import TaskNotCancellable, TaskNotFound, TaskNotRetryable
+from job_scheduler.exceptions import (
+    TaskNotCancellable,
+    TaskNotDeletable,
+    TaskNotFound,
+)
 
 tasks = cast("Table", ScheduledTask.__table__)
-SHOWN = [column for column in tasks.c if column.name != "claim_token"]
-"""What a caller may see of a task: all but the token that guards its result."""
+SHOWN = [column for column in tasks.c if column.name not in ("claim_token", "expects_handler")]
+"""What a caller may see of a task: not the token that guards its result, for instance."""
 
 TaskRow = dict[str, Any]
+HANDLER, WEBHOOK, COMMAND = "handler", "webhook", "command"
+"""The kinds of what a task runs."""
+KIND_SQL = (
+    f"CASE WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
+    f"WHEN command IS NOT NULL THEN '{COMMAND}' ELSE '{HANDLER}' END"
+)
 FETCHED_AT_ONCE = 500
 """Rows that the driver makes in one go: it lets no other thread run meanwhile."""
 
@@ -25,12 +46,14 @@ FETCHED_AT_ONCE = 500
 class DueTask(NamedTuple):
     """A scheduled task and the instant from which it may run; the most urgent sorts first.
 
-    A tuple, since many are made, and compared, at one time.
+    `kind` tells what it runs where that is no handler. A tuple, since many are made, and compared,
+    at one time.
     """
 
     due: datetime
     task_id: str
     name: str
+    kind: str = HANDLER
 
 
 def get_task(connection: Connection, task_id: str) -> TaskRow:
@@ -72,12 +95,12 @@ def tasks_after(place: tuple[datetime, str]) -> ColumnElement[bool]:
     return tuple_(tasks.c.run_at, tasks.c.task_id) > values
 
 
-def cancel_task(connection: Connection, task_id: str) -> None:
+def delete_task(connection: Connection, task_id: str) -> None:
     """Delete a task that is scheduled.
 
     Raises:
         TaskNotFound: there is none.
-        TaskNotCancellable: it is running or finished.
+        TaskNotDeletable: it is running or finished.
     """
     deletion = delete(tasks).where(tasks.c.task_id == task_id, tasks.c.status == "scheduled")
     if connection.execute(deletion).rowcount:
@@ -85,30 +108,51 @@ def cancel_task(connection: Connection, task_id: str) -> None:
     status = connection.scalar(select(tasks.c.status).where(tasks.c.task_id == task_id))
     if status is None:
         raise TaskNotFound(task_id)
-    raise TaskNotCancellable(task_id, TaskStatus(status))
+    raise TaskNotDeletable(task_id, TaskStatus(status))
 
 
-def retry_task(connection: Connection, task_id: str) -> TaskRow:
-    """Schedule a task that is failed or unknown once more, for now; return it.
+def request_cancellation(connection: Connection, task_id: str) -> TaskRow:
+    """Cancel a task that is scheduled, ask for the end of one that is running; return it.
+
+    One that is cancelled already is returned as it is.
 
     Raises:
         TaskNotFound: there is none.
-        TaskNotRetryable: it has not ended, or is done.
+        TaskNotCancellable: it has finished.
     """
-    again = (
+    waits = tasks.c.status == "scheduled"
+    now = database_now()
+    request = (
         update(tasks)
-        .where(tasks.c.task_id == task_id, tasks.c.status.in_(["failed", "unknown"]))
+        .where(tasks.c.task_id == task_id, tasks.c.status.in_(["scheduled", "running"]))
         .values(
-            dict.fromkeys(("result", "claim_token", "instance_id", "started_at"))
-            | {"finished_at": None, "missed_at": None, "status": "scheduled"}
-            | {"retry_at": database_now(), "updated_at": database_now()}
+            status=case((waits, "cancelled"), else_=tasks.c.status),
+            finished_at=case((waits, now), else_=tasks.c.finished_at),
+            cancel_requested_at=func.coalesce(tasks.c.cancel_requested_at, now),
+            updated_at=now,
         )
         .returning(*SHOWN)
     )
-    row = connection.execute(again).one_or_none()
+    row = connection.execute(request).one_or_none()
     if row is not None:
+        if row.status == TaskStatus.Running and connection.dialect.name == "postgresql":
+            # A hint for the instance that runs it; without it, it looks within half a second.
+            connection.execute(select(func.pg_notify(CHANNEL, "")))
         return dict(row._mapping)
-    raise TaskNotRetryable(task_id, TaskStatus(get_task(connection, task_id)["status"]))
+    found = get_task(connection, task_id)
+    if found["status"] != TaskStatus.Cancelled:
+        raise TaskNotCancellable(task_id, TaskStatus(found["status"]))
+    return found
+
+
+def cancelled_runs(connection: Connection, instance_id: str) -> list[str]:
+    """Return the claim tokens of an instance's runs whose end is asked for."""
+    asked = select(tasks.c.claim_token).where(
+        tasks.c.status == literal_column("'running'"),
+        tasks.c.cancel_requested_at.is_not(None),
+        tasks.c.instance_id == instance_id,
+    )
+    return list(connection.scalars(asked))
 
 
 def due_tasks(connection: Connection, horizon: timedelta, limit: int) -> list[DueTask]:
@@ -127,7 +171,7 @@ def _due_statement(dialect: str) -> Any:
     return returning(
         dialect,
         f"""
-        SELECT coalesce(retry_at, run_at) AS due, task_id, name
+        SELECT coalesce(retry_at, run_at) AS due, task_id, name, {KIND_SQL} AS kind
         FROM scheduled_tasks
         WHERE status = 'scheduled' AND missed_at IS NULL
             AND coalesce(retry_at, run_at) <= {horizon}

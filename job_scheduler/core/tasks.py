@@ -13,6 +13,7 @@ from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.outcomes import Failed, NotStarted, Outcome
 from job_scheduler.core.places import Place
+from job_scheduler.core.progress import ProgressBoard
 from job_scheduler.core.records import Record
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database
@@ -62,7 +63,8 @@ class TaskRunner:
 
     `instance_id` tells under whose name claims are made; `put_back` takes a task that is still
     scheduled but was not to be had at this moment. A claim whose instance may have been
-    taken for dead meanwhile, as `holds_lease` tells, is given back unused.
+    taken for dead meanwhile, as `holds_lease` tells, is given back unused. What a run has last said
+    of its `progress` is stored before its result.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class TaskRunner:
         instance_id: Callable[[], str],
         put_back: Callable[[DueTask], None],
         holds_lease: Callable[[str], bool],
+        progress: ProgressBoard,
     ) -> None:
         self._database = database
         self._lock = lock
@@ -80,6 +83,7 @@ class TaskRunner:
         self._instance_id = instance_id
         self._put_back = put_back
         self._holds_lease = holds_lease
+        self._progress = progress
         self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
         self._records: Batcher[Record, bool] = Batcher(self._flush_records, _RECORDS_MAX)
         self.under_way = RunsUnderWay()
@@ -106,6 +110,7 @@ class TaskRunner:
             else:
                 outcome = NotStarted()
             place.free()
+            await self._progress.settle(claim)
             await self._record(claim, outcome)
         finally:
             self.under_way.remove(token)

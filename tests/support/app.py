@@ -21,9 +21,14 @@ from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState, UnknownTasks
 from job_scheduler.core import instances, store
 from job_scheduler.core.handlers.calling import Caller
+from job_scheduler.core.handlers.commands import Commands
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.handlers.webhook.sending import WebhookSender
+from job_scheduler.core.handlers.workers import Workers
+from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
+from job_scheduler.core.progress import ProgressBoard
 from job_scheduler.core.store import DueTask
 from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.database import Database, build_engine
@@ -37,7 +42,7 @@ from job_scheduler.threads import DaemonThreads
 from tests.support.services import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-FINAL = ("done", "failed", "unknown")
+FINAL = ("done", "failed", "unknown", "cancelled")
 START_SECONDS = 30.0
 
 
@@ -247,12 +252,15 @@ async def bench(
     configure_logging("INFO")
     database = Database(build_engine(backend.settings().database))
     threads = DaemonThreads(16, "handler")
-    caller = Caller(registry, threads, UnknownTasks.Timer)
+    workers = Workers(1, [], None)
+    works = Works(registry, WebhookSender(), Commands(), workers, UnknownTasks.Timer)
+    progress = ProgressBoard(database)
+    caller = Caller(works, threads, progress.note)
     lock = lock or InProcessLock()
     instance_id = new_token()
     put_back: list[DueTask] = []
     runner = TaskRunner(
-        database, lock, caller, lambda: one.instance_id, put_back.append, holds_lease
+        database, lock, caller, lambda: one.instance_id, put_back.append, holds_lease, progress
     )
     one = Bench(database, instance_id, caller, put_back, runner)
     try:

@@ -44,6 +44,7 @@ class RunContext:
         )
         self._report = report
         self._should_stop = False
+        self._was_told_to_stop = False
 
     @property
     def should_stop(self) -> bool:
@@ -51,7 +52,13 @@ class RunContext:
 
         A plain handler that takes long asks now and then; an async one is cancelled in the end.
         """
+        self._was_told_to_stop = self._should_stop
         return self._should_stop
+
+    @property
+    def was_told_to_stop(self) -> bool:
+        """Whether the handler has asked, and knows that it should stop."""
+        return self._was_told_to_stop
 
     def ask_to_stop(self) -> None:
         """Let `should_stop` be true from now on."""

@@ -1,7 +1,7 @@
 """How tasks of one handler are run, where they do not say so themselves."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,6 +13,7 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
     "retry_delay": TypeAdapter(RetryDelay),
     "retry_max_delay": TypeAdapter(Seconds),
     "timeout": TypeAdapter(Timeout | None),
+    "isolation": TypeAdapter(Literal["process"] | None),
 }
 
 
@@ -20,7 +21,8 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
 class Options:
     """The defaults of a handler's tasks, as in ``POST /tasks``; times are in seconds.
 
-    An exception of one of the types `no_retry_for` makes the task fail at once.
+    An exception of one of the types `no_retry_for` makes the task fail at once. With `isolation`
+    ``process`` the handler runs in a worker process.
 
     Raises:
         ValueError: one of them cannot be used.
@@ -31,6 +33,7 @@ class Options:
     retry_max_delay: float = MAX_DELAY_SECONDS
     timeout: float | None = None
     no_retry_for: tuple[type[BaseException], ...] = ()
+    isolation: Literal["process"] | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():

@@ -3,11 +3,12 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from job_scheduler.constants import NAME_MAX_LENGTH
 from job_scheduler.core.handlers.arguments import Arguments, parameters
 from job_scheduler.core.handlers.context import RunContext
+from job_scheduler.core.handlers.isolation import obstacle_to_isolation
 from job_scheduler.core.handlers.options import Options
 from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS
 
@@ -34,11 +35,21 @@ class Handler:
         """Return what there is to know of a function.
 
         Raises:
-            ValueError: it has a parameter that a payload cannot bring.
+            ValueError: it has a parameter that a payload cannot bring, or cannot be isolated.
         """
         context = _context_parameter(function)
         arguments = Arguments(name, function, context)
-        return cls(name, function, _is_async(function), context, arguments, options)
+        is_async = _is_async(function)
+        if options.isolation:
+            obstacle = "it is async" if is_async else obstacle_to_isolation(function)
+            if obstacle:
+                raise ValueError(f"the handler of {name!r} cannot run in a process: {obstacle}")
+        return cls(name, function, is_async, context, arguments, options)
+
+    @property
+    def takes_thread(self) -> bool:
+        """Whether it occupies a thread of this process while it runs."""
+        return not self.is_async and self.options.isolation is None
 
     @property
     def description(self) -> str:
@@ -61,6 +72,7 @@ class HandlerRegistry:
         retry_max_delay: float = MAX_DELAY_SECONDS,
         timeout: float | None = None,
         no_retry_for: Sequence[type[BaseException]] = (),
+        isolation: Literal["process"] | None = None,
     ) -> Callable[[Function], Function]:
         """Register the decorated function, plain or async, as the handler of tasks named `name`.
 
@@ -74,16 +86,22 @@ class HandlerRegistry:
         `retry_max_delay` and `timeout` mean what they mean in ``POST /tasks``. An exception of a
         type in `no_retry_for` makes the task fail at once.
 
+        With ``isolation="process"`` a plain function runs in a worker process, which is killed
+        with all that it has started when its time is over, the task is cancelled, or it takes too
+        much memory. The function must stand at the top of a module: it is found there by its name.
+
         Raises:
-            ValueError: the name or an option is unusable, the name has a handler already, or the
-                function has a parameter that a payload cannot bring.
+            ValueError: the name or an option is unusable, the name has a handler already, the
+                function has a parameter that a payload cannot bring, or cannot be isolated.
         """
         if not isinstance(name, str) or not name.strip() or len(name) > NAME_MAX_LENGTH:
             raise ValueError(
                 f"a task needs a name of 1 to {NAME_MAX_LENGTH} characters: "
                 f'@task("send_report"), not {name!r}'
             )
-        options = Options(max_attempts, retry_delay, retry_max_delay, timeout, tuple(no_retry_for))
+        options = Options(
+            max_attempts, retry_delay, retry_max_delay, timeout, tuple(no_retry_for), isolation
+        )
 
         def register(function: Function) -> Function:
             if name in self._handlers:

@@ -43,6 +43,7 @@ _UUID_7 = {
 _DUE = sa.text("status = 'scheduled' AND missed_at IS NULL")
 _MISSED = sa.text("status = 'scheduled' AND missed_at IS NOT NULL")
 _RUNNING = sa.text("status = 'running'")
+_CANCELLING = sa.text("status = 'running' AND cancel_requested_at IS NOT NULL")
 _STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
     " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
 )
@@ -75,6 +76,14 @@ def upgrade() -> None:
         sa.Column("retry_max_delay", sa.Double),
         sa.Column("start_before", _time),
         sa.Column("timeout", sa.Double),
+        sa.Column("webhook", _json),
+        sa.Column("command", _json),
+        sa.Column("on_done", _json),
+        sa.Column("on_failed", _json),
+        sa.Column("caused_by", _uuid),
+        sa.Column("expects_handler", sa.Boolean),
+        sa.Column("progress", _json),
+        sa.Column("cancel_requested_at", _time),
         sa.Column("retry_at", _time),
         sa.Column("claim_token", _uuid),
         sa.Column("instance_id", _uuid),
@@ -83,7 +92,7 @@ def upgrade() -> None:
         sa.Column("missed_at", _time),
         sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
         sa.CheckConstraint(
-            "status IN ('scheduled', 'running', 'done', 'failed', 'unknown')",
+            "status IN ('scheduled', 'running', 'done', 'failed', 'unknown', 'cancelled')",
             name=op.f("ck_scheduled_tasks_status"),
         ),
         sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name=op.f("ck_scheduled_tasks_name")),
@@ -121,6 +130,9 @@ def upgrade() -> None:
             "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'",
             name=op.f("ck_scheduled_tasks_retry_at"),
         ),
+        sa.CheckConstraint(
+            "webhook IS NULL OR command IS NULL", name=op.f("ck_scheduled_tasks_one_kind")
+        ),
         postgresql_with=_AUTOVACUUM,
     )
     op.create_index(
@@ -143,6 +155,13 @@ def upgrade() -> None:
         ["instance_id"],
         postgresql_where=_RUNNING,
         sqlite_where=_RUNNING,
+    )
+    op.create_index(
+        "ix_scheduled_tasks_cancel",
+        "scheduled_tasks",
+        ["instance_id"],
+        postgresql_where=_CANCELLING,
+        sqlite_where=_CANCELLING,
     )
     op.create_index("ix_scheduled_tasks_list", "scheduled_tasks", ["run_at", "task_id"])
     _create_runs(now)
@@ -177,6 +196,7 @@ def _create_runs(now: sa.TextClause) -> None:
         sa.Column("finished_at", _time, nullable=False, server_default=now),
         sa.Column("outcome", sa.Text, nullable=False),
         sa.Column("result", _json),
+        sa.Column("traceback", sa.Text),
         sa.Column("instance_id", _uuid),
         sa.PrimaryKeyConstraint("task_id", "claim_token", name="pk_task_runs"),
         sa.ForeignKeyConstraint(
@@ -186,7 +206,7 @@ def _create_runs(now: sa.TextClause) -> None:
             ondelete="CASCADE",
         ),
         sa.CheckConstraint(
-            "outcome IN ('done', 'failed', 'interrupted', 'crashed', 'lost')",
+            "outcome IN ('done', 'failed', 'cancelled', 'interrupted', 'crashed', 'lost')",
             name=op.f("ck_task_runs_outcome"),
         ),
     )

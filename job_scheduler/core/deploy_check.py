@@ -1,0 +1,90 @@
+"""What the pending tasks in a database ask for, and whether this release's handlers can do it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.store import FETCHED_AT_ONCE, tasks
+from job_scheduler.exceptions import in_words
+
+_EXAMPLES = 3
+
+
+@dataclass(slots=True)
+class Finding:
+    """Pending tasks of one name that cannot be run: how many, and some of them.
+
+    `examples` are the first of them, each with what is wrong with it.
+    """
+
+    name: str
+    problem: str
+    tasks: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, and what was found.
+
+    A task that names no handler, and never did, only keeps the time: `timers` counts them.
+    """
+
+    pending: int
+    timers: int
+    findings: list[Finding]
+
+
+def check(connection: Connection, registry: HandlerRegistry, *, reject_unknown: bool) -> Check:
+    """Compare every pending task with the handlers; `reject_unknown` as ``UNKNOWN_TASKS`` says."""
+    findings: dict[tuple[str, str], Finding] = {}
+    pending = timers = 0
+    for task_id, name, payload, expects_handler in _pending(connection):
+        pending += 1
+        handler = registry.get(name)
+        if handler is None:
+            if not expects_handler and not reject_unknown:
+                timers += 1
+                continue
+            problem, words = "no handler has this name", "it waits until there is one"
+        elif faults := handler.arguments.faults(payload or {}):
+            problem, words = "the payload does not fit the handler", in_words(faults)
+        else:
+            continue
+        finding = findings.setdefault((name, problem), Finding(name, problem))
+        finding.tasks += 1
+        if len(finding.examples) < _EXAMPLES:
+            finding.examples.append((task_id, words))
+    return Check(pending, timers, sorted(findings.values(), key=lambda each: -each.tasks))
+
+
+def in_lines(found: Check, registry: HandlerRegistry) -> Iterator[str]:
+    """Yield what was found, for a person to read."""
+    known = ", ".join(registry.names())
+    yield f"{found.pending} pending tasks, compared with the handlers {known}."
+    if found.timers:
+        yield f"{found.timers} of them have a name without a handler, and only keep the time."
+    for finding in found.findings:
+        yield f"{finding.name}: {finding.problem} ({finding.tasks} tasks)"
+        yield from (f"    {task_id}: {words}" for task_id, words in finding.examples)
+    if not found.findings:
+        yield "All of them can be run."
+
+
+def _pending(connection: Connection) -> Iterable[tuple[str, str, Any, bool | None]]:
+    """Yield what the pending tasks ask their handlers, without holding them all in memory."""
+    asked = (
+        select(tasks.c.task_id, tasks.c.name, tasks.c.payload, tasks.c.expects_handler)
+        .where(
+            tasks.c.status.in_(["scheduled", "running"]),
+            tasks.c.webhook.is_(None),
+            tasks.c.command.is_(None),
+        )
+        .order_by(tasks.c.run_at, tasks.c.task_id)
+    )
+    result = connection.execution_options(yield_per=FETCHED_AT_ONCE).execute(asked)
+    for row in result:
+        yield row.task_id, row.name, row.payload, row.expects_handler

@@ -1,0 +1,95 @@
+"""How far runs have come: kept in memory as handlers say so, and stored now and then."""
+
+import asyncio
+import logging
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from job_scheduler import strict_json
+from job_scheduler.core.claims import Claim
+from job_scheduler.core.given import given_rows
+from job_scheduler.core.handlers.context import Progress
+from job_scheduler.core.models import NOW_SQL
+from job_scheduler.database import Database
+from job_scheduler.exceptions import DatabaseUnavailable
+from job_scheduler.strict_json import clean_text
+
+_logger = logging.getLogger(__name__)
+
+_INTERVAL = 0.5
+_MESSAGE_MAX_LENGTH = 1_000
+
+
+class ProgressBoard:
+    """The latest that each run has said and that is not stored yet.
+
+    A handler may say something as often as it likes: of what comes within half a second only the
+    last is stored. Losing it does no harm.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._latest: dict[str, dict[str, Any]] = {}
+
+    def note(self, claim: Claim, progress: Progress) -> None:
+        """Take what a run says; from any thread."""
+        message = progress.message and clean_text(str(progress.message)[:_MESSAGE_MAX_LENGTH])
+        self._latest[claim.token] = {
+            "task_id": claim.task_id,
+            "token": claim.token,
+            "progress": strict_json.dumps({"fraction": progress.fraction, "message": message}),
+        }
+
+    async def run(self) -> None:
+        """Store what was said, twice a second, for ever; an outage of the database does no harm."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            await self._store(list(self._latest))
+
+    async def settle(self, claim: Claim) -> None:
+        """Store what a run has said last, which has ended."""
+        if claim.token in self._latest:
+            await self._store([claim.token])
+
+    async def _store(self, tokens: list[str]) -> None:
+        said = [entry for token in tokens if (entry := self._latest.pop(token, None))]
+        if not said:
+            return
+        try:
+            await self._database.write(_note_progress, said)
+        except DatabaseUnavailable:
+            pass  # The sweep says so aloud; there will be more to say.
+        except Exception:
+            _logger.exception("the progress of %d runs could not be stored", len(said))
+
+
+def _note_progress(connection: Connection, said: list[dict[str, Any]]) -> None:
+    connection.execute(_NOTE[connection.dialect.name], {"given": strict_json.dumps(said)})
+
+
+_MEMBERS = {"task_id": "uuid", "token": "uuid", "progress": "text"}
+
+
+def _statement(dialect: str) -> Any:
+    row_lock, value = "", "standing.progress"
+    if dialect == "postgresql":
+        # In the order of their ids, so that two batches cannot deadlock.
+        row_lock, value = "FOR NO KEY UPDATE OF task", "CAST(standing.progress AS json)"
+    return text(
+        f"""
+        WITH standing AS MATERIALIZED (
+            SELECT task.task_id, given.progress
+            FROM {given_rows(dialect, _MEMBERS)}
+            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+            -- CASE keeps it from the index of all that run: each task is found by its id.
+            WHERE CASE task.status WHEN 'running' THEN task.claim_token = given.token ELSE false END
+            ORDER BY task.task_id {row_lock}
+        )
+        UPDATE scheduled_tasks AS task SET progress = {value}, updated_at = {NOW_SQL[dialect]}
+        FROM standing WHERE task.task_id = standing.task_id
+        """  # noqa: S608 (made of constants)
+    )
+
+
+_NOTE = {dialect: _statement(dialect) for dialect in NOW_SQL}

@@ -1,0 +1,75 @@
+"""The shapes of a request to run many failed tasks again, and of its answer."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from job_scheduler.constants import RetryableStatus
+from job_scheduler.core.fields import Instant, Name, whole_number
+
+_LIMIT = 10_000
+
+
+class Replay(BaseModel):
+    """Which failed tasks are to be run again, and how fast."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "send_report", "rate": 10, "dry_run": True}]},
+    )
+
+    status: Annotated[
+        list[RetryableStatus],
+        Field(
+            min_length=1,
+            description="Which of them. A run whose outcome is unknown may have done its work: "
+            "look at such tasks first.",
+        ),
+    ] = [RetryableStatus.Failed]  # noqa: RUF012 (pydantic copies a field's default)
+    name: Annotated[Name | None, Field(description="Only tasks with exactly this name.")] = None
+    finished_after: Annotated[
+        Instant | None, Field(description="Only what finished at this time or later.")
+    ] = None
+    finished_before: Annotated[
+        Instant | None, Field(description="Only what finished before this time.")
+    ] = None
+    limit: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=1,
+            le=_LIMIT,
+            description="How many at most, those that finished first; repeat it for more.",
+        ),
+        BeforeValidator(whole_number),
+    ] = 1_000
+    rate: Annotated[
+        float | None,
+        Field(
+            strict=True,
+            ge=0.01,
+            le=1_000_000,
+            allow_inf_nan=False,
+            description="How many are started a second; by default RECOVERY_RATE.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool, Field(strict=True, description="Only count them; nothing is changed.")
+    ] = False
+
+
+class ReplayResult(BaseModel):
+    """How many tasks are run again."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"tasks": 120, "until": "2027-07-01T10:00:12Z", "dry_run": False}]
+        }
+    )
+
+    tasks: Annotated[int, Field(description="How many are run again, or would be.")]
+    until: Annotated[
+        datetime | None, Field(description="When the last of them is due; null if there is none.")
+    ]
+    dry_run: bool
