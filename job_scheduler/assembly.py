@@ -5,7 +5,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ from job_scheduler.constants import BATCH_BODY_MAX_BYTES, InstanceState
 from job_scheduler.core import instances
 from job_scheduler.core.cancellation import Cancellation
 from job_scheduler.core.creation import NewTask, create_tasks
-from job_scheduler.core.dispatcher import Dispatcher, Lane
+from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.built_in import with_built_in
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.commands import Commands
@@ -31,7 +31,10 @@ from job_scheduler.core.handlers.workers import Workers
 from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
+from job_scheduler.core.lanes import Lane
 from job_scheduler.core.locks import InProcessLock, TaskLock
+from job_scheduler.core.loop import Loop
+from job_scheduler.core.places import Place
 from job_scheduler.core.progress import ProgressBoard
 from job_scheduler.core.recovery import Rules, start_up
 from job_scheduler.core.release import Release
@@ -44,6 +47,7 @@ from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.core.timekeeping import build_clock
 from job_scheduler.core.timer import Timer
+from job_scheduler.core.unblocking import Unblocking
 from job_scheduler.core.wakeups import Wakeups
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
@@ -59,6 +63,7 @@ from job_scheduler.threads import DaemonThreads
 
 _logger = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 0.5
 _SWITCH_SECONDS = 0.001
 _BATCHES_AT_WORK = 2
 """Batches of creates that are parsed or stored at a time: while the database has one, the other
@@ -135,10 +140,16 @@ async def start(
         put_back=timer.put_back,
         holds_lease=heartbeat.holds_lease,
         progress=progress,
+        limits=works.limits,
+        on_room=lambda: unblocking.wake(),
     )
+
+    def run_task(task: DueTask, place: Place) -> Coroutine[Any, Any, None]:
+        return runner.run_task(task.task_id, place, is_limited=works.is_limited(task))
+
     lane_of = _lanes(works, settings)
     dispatcher = Dispatcher(
-        runner.run_task, lane_of, settings.max_running, on_room=lambda: sweep.note_room()
+        run_task, lane_of, settings.max_running, on_room=lambda: sweep.note_room()
     )
     sweep = Sweep(database, timer, dispatcher, clock)
 
@@ -152,9 +163,13 @@ async def start(
         lock.release,
     )
     await stack.enter_async_context(_loop(rescue.run))
-    cancellation = Cancellation(database, lambda: heartbeat.instance_id, caller.cancel)
-    await stack.enter_async_context(_loop(cancellation.run))
-    await stack.enter_async_context(_loop(progress.run))
+    cancelled = Cancellation(database, lambda: heartbeat.instance_id, caller.cancel)
+    cancellation = Loop(cancelled.look, _LOOK_SECONDS, "a look for cancelled runs")
+    blocked = Unblocking(database, works.limits, lambda due: dispatcher.offer(due))
+    unblocking = Loop(blocked.look, _LOOK_SECONDS, "a look for blocked tasks")
+    reporting = Loop(progress.store, _LOOK_SECONDS, "the storing of progress")
+    for loop in (cancellation, unblocking, reporting):
+        await stack.enter_async_context(_loop(loop.run))
     shutdown = Shutdown(dispatcher, caller, settings.shutdown_grace)
     stack.push_async_callback(shutdown.finish)
     timer.start()

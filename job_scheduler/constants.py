@@ -133,6 +133,12 @@ MAX_ATTEMPTS_LIMIT = 1_000
 SECONDS_MAX = 366 * 86_400
 """A year: the longest delay that may be asked for, in seconds."""
 
+PRIORITY_MAX = 3
+"""The priority of the most urgent tasks; 0 is that of all that do not say so."""
+
+RUNNING_MAX = 10_000
+"""Places that a limit may have, at most."""
+
 NAME_MAX_LENGTH = 255
 """Characters in a task's name, at most."""
 

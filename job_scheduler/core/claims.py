@@ -6,18 +6,18 @@ done by two at once without harm. Many go in one statement: the batch is passed 
 parameter, so that the statement's text never changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, literal_column, select
+from sqlalchemy import Connection, Row, case, func, select
 
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.models import NOW_SQL, UtcDateTime
-from job_scheduler.core.store import KIND_SQL, DueTask, tasks
+from job_scheduler.core.store import DUE_COLUMNS, DueTask, tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,11 @@ def claim(
     requests: Sequence[ClaimRequest],
     *,
     repeated: bool = False,
+    admitted: Collection[str] = (),
 ) -> list[Claim | DueTask | None]:
     """Claim what is due, for an instance that is alive; answer in the order of the requests.
+
+    What has a concurrency key is claimed only if its id is among the `admitted`.
 
     For each: the claim; or the task, when it is still scheduled but not to be had at this
     moment (not due yet by the database's clock, or its row is locked); or None when it is
@@ -114,7 +117,14 @@ def claim(
     """
     statements = _CLAIM_REPEATED if repeated else _CLAIM
     given = strict_json.dumps(
-        [{"task_id": request.task_id, "token": request.token} for request in requests]
+        [
+            {
+                "task_id": request.task_id,
+                "token": request.token,
+                "admitted": request.task_id in admitted,
+            }
+            for request in requests
+        ]
     )
     rows = connection.execute(
         statements[connection.dialect.name], {"given": given, "instance_id": instance_id}
@@ -124,17 +134,13 @@ def claim(
     missing = [request.task_id for request in requests if request.token not in claimed]
     if missing:
         # By their ids alone, as above.
-        found = connection.execute(select(*_LOOKED_AT).where(tasks.c.task_id.in_(missing)))
-        for task_id, name, run_at, retry_at, status, missed_at, kind in found:
-            if status == TaskStatus.Scheduled and missed_at is None:
-                waiting[task_id] = DueTask(retry_at or run_at, task_id, name, kind)
+        looked_at = (tasks.c.status, tasks.c.missed_at, tasks.c.blocked_by, *DUE_COLUMNS)
+        found = connection.execute(select(*looked_at).where(tasks.c.task_id.in_(missing)))
+        for status, missed_at, blocked_by, *members in found:
+            if status == TaskStatus.Scheduled and missed_at is None and blocked_by is None:
+                task = DueTask._make(members)
+                waiting[task.task_id] = task
     return [claimed.get(request.token) or waiting.get(request.task_id) for request in requests]
-
-
-_LOOKED_AT = [
-    *(tasks.c[name] for name in ("task_id", "name", "run_at", "retry_at", "status", "missed_at")),
-    literal_column(KIND_SQL),
-]
 
 
 def _members(row: Sequence[Any]) -> tuple[Any, ...]:
@@ -144,7 +150,7 @@ def _members(row: Sequence[Any]) -> tuple[Any, ...]:
     return task_id, token, instance_id, attempt, max_attempts, on_crash, *others
 
 
-_MEMBERS = {"task_id": "uuid", "token": "uuid"}
+_MEMBERS = {"task_id": "uuid", "token": "uuid", "admitted": "boolean"}
 
 
 def _claim_statement(dialect: str, *, repeated: bool) -> Any:
@@ -165,8 +171,9 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             -- CASE hides these conditions from the partial indexes: each task is found by its id.
             -- With OR, all that is due would be read for each batch.
             WHERE CASE task.status
-                WHEN 'scheduled' THEN task.missed_at IS NULL
+                WHEN 'scheduled' THEN task.missed_at IS NULL AND task.blocked_by IS NULL
                     AND coalesce(task.retry_at, task.run_at) <= {now}
+                    AND (task.concurrency_key IS NULL OR given.admitted)
                 WHEN 'running' THEN task.claim_token = given.token
                 ELSE false END
             ORDER BY task.task_id {row_lock}

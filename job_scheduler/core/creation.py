@@ -49,7 +49,14 @@ class NewTask:
         """What the timer needs to know of it."""
         wanted = self.wanted
         kind = WEBHOOK if wanted.webhook else COMMAND if wanted.command else HANDLER
-        return DueTask(wanted.run_at, self.task_id, wanted.name, kind)
+        return DueTask(
+            wanted.run_at,
+            self.task_id,
+            wanted.name,
+            kind,
+            wanted.priority,
+            wanted.concurrency_key is not None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,9 @@ def _members(task: NewTask) -> dict[str, Any]:
         "retry_max_delay": wanted.retry_max_delay,
         "start_before": wanted.start_before,
         "timeout": wanted.timeout,
+        "priority": wanted.priority,
+        "concurrency_key": wanted.concurrency_key,
+        "max_running": wanted.max_running,
         "webhook": _document(wanted.webhook),
         "command": wanted.command,
         "on_done": _document(wanted.on_done),
@@ -206,6 +216,9 @@ _MEMBERS = {
     "retry_max_delay": "float8",
     "start_before": "timestamptz",
     "timeout": "float8",
+    "priority": "smallint",
+    "concurrency_key": "text",
+    "max_running": "integer",
     "webhook": "json",
     "command": "json",
     "on_done": "json",

@@ -1,13 +1,12 @@
 """The due queue: starts runs in the order of their times, while there is capacity for them."""
 
 import asyncio
-import heapq
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from job_scheduler.core.lanes import Lane
 from job_scheduler.core.places import Place
 from job_scheduler.core.store import DueTask
 
@@ -17,22 +16,13 @@ _BROKEN_PAUSE = 1.0
 RECORDING_MAX = 200
 """While so many results wait to be recorded no more runs are started: each may be a megabyte."""
 QUEUE_MAX = 20_000
-"""Due tasks that wait for capacity in memory, at most."""
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """A kind of run with a capacity of its own, such as those that need a thread."""
-
-    capacity: int
-    running: int = 0
-    queue: list[DueTask] = field(default_factory=list)
+"""Due tasks that wait for capacity in memory, at most; as many again of a raised priority."""
 
 
 class Dispatcher:
     """Starts `run_task` for due tasks, at most `max_running` at a time, most urgent first.
 
-    `run_task` gets, beside the id, the place that it takes. `lane_of` tells the lane of a
+    `run_task` gets, beside the task, the place that it takes. `lane_of` tells the lane of a
     task; a lane that is full holds nobody else up. `on_room` is called when a run has ended.
 
     Belongs to the event loop's thread.
@@ -40,7 +30,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        run_task: Callable[[str, Place], Coroutine[Any, Any, None]],
+        run_task: Callable[[DueTask, Place], Coroutine[Any, Any, None]],
         lane_of: Callable[[DueTask], Lane],
         max_running: int,
         on_room: Callable[[], None],
@@ -65,7 +55,7 @@ class Dispatcher:
     @property
     def queued(self) -> int:
         """How many due tasks wait for capacity."""
-        return sum(len(lane.queue) for lane in self._lanes)
+        return sum(len(lane) for lane in self._lanes)
 
     def __contains__(self, task_id: str) -> bool:
         """Tell whether a task waits or runs here."""
@@ -77,12 +67,13 @@ class Dispatcher:
         What is too much for memory is left to a later sweep.
         """
         for task in tasks:
-            if task.task_id in self._known or self.queued >= QUEUE_MAX:
+            room = QUEUE_MAX if task.priority == 0 else 2 * QUEUE_MAX
+            if task.task_id in self._known or self.queued >= room:
                 continue
             lane = self._lane_of(task)
             if lane not in self._lanes:
                 self._lanes.append(lane)
-            heapq.heappush(lane.queue, task)
+            lane.put(task)
             self._known.add(task.task_id)
         self._start_runs()
 
@@ -99,15 +90,14 @@ class Dispatcher:
     def _start_runs(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._stopping and self._has_room():
-            ready = [lane for lane in self._lanes if lane.queue and lane.running < lane.capacity]
+            ready = [(first, lane) for lane in self._lanes if (first := lane.first()) is not None]
             if not ready:
                 return
-            lane = min(ready, key=lambda lane: lane.queue[0])
-            task = heapq.heappop(lane.queue)
-            lane.running += 1
+            _, lane = min(ready, key=lambda each: each[0])
+            task = lane.take()
             self._taken += 1
-            place = Place(partial(self._give_back, lane), self._note_loss)
-            run = loop.create_task(self._run_task(task.task_id, place))
+            place = Place(partial(self._give_back, lane, task.name), self._note_loss)
+            run = loop.create_task(self._run_task(task, place))
             self._runs.add(run)
             run.add_done_callback(partial(self._finish, task, place))
 
@@ -118,10 +108,10 @@ class Dispatcher:
     def _note_loss(self) -> None:
         self.lost += 1
 
-    def _give_back(self, lane: Lane, place: Place) -> None:
+    def _give_back(self, lane: Lane, name: str, place: Place) -> None:
         self._taken -= 1
         self.lost -= place.is_lost
-        lane.running -= 1
+        lane.give_back(name)
         self._start_runs()
 
     def _finish(self, task: DueTask, place: Place, run: asyncio.Future[None]) -> None:

@@ -12,6 +12,8 @@ from job_scheduler.constants import (
     BATCH_MAX_TASKS,
     MAX_ATTEMPTS_LIMIT,
     NAME_MAX_LENGTH,
+    PRIORITY_MAX,
+    RUNNING_MAX,
     SECONDS_MAX,
 )
 from job_scheduler.identifiers import parse_uuid
@@ -83,6 +85,8 @@ Name = Annotated[
 Attempts = Annotated[
     int, Field(strict=True, ge=1, le=MAX_ATTEMPTS_LIMIT), BeforeValidator(whole_number)
 ]
+Priority = Annotated[int, Field(strict=True, ge=0, le=PRIORITY_MAX), BeforeValidator(whole_number)]
+Places = Annotated[int, Field(strict=True, ge=1, le=RUNNING_MAX), BeforeValidator(whole_number)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
 Timeout = Annotated[float, Field(strict=True, gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 RetryDelay = Seconds | Annotated[list[Seconds], Field(min_length=1, max_length=MAX_ATTEMPTS_LIMIT)]

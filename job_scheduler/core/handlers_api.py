@@ -34,6 +34,8 @@ async def list_handlers(services: ServicesDep) -> list[HandlerShown]:
             retry_max_delay=handler.options.retry_max_delay,
             timeout=handler.options.timeout,
             isolation=handler.options.isolation,
+            max_running=handler.options.max_running,
+            rate_limit=handler.options.rate_limit,
         )
         for handler in services.works.registry.all()
     ]

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    SmallInteger,
     String,
     Text,
     TypeDecorator,
@@ -33,7 +34,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from job_scheduler import strict_json
-from job_scheduler.constants import SECONDS_MAX, InstanceState, OnCrash, RunOutcome, TaskStatus
+from job_scheduler.constants import (
+    PRIORITY_MAX,
+    SECONDS_MAX,
+    InstanceState,
+    OnCrash,
+    RunOutcome,
+    TaskStatus,
+)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -102,6 +110,9 @@ def later_sql(dialect: str, seconds: str) -> str:
         return f"{NOW_SQL[dialect]} + make_interval(secs => {seconds})"
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
 
+
+DUE_WHERE = "status = 'scheduled' AND missed_at IS NULL AND blocked_by IS NULL"
+"""The condition on what is to be run when its time has come; partial indexes stand under it."""
 
 JSON_TYPE_SQL = {"postgresql": "json_typeof", "sqlite": "json_type"}
 """The function that tells the type of a JSON value."""
@@ -188,6 +199,10 @@ class ScheduledTask(Base):
     command: Mapped[list[str] | None] = mapped_column(_Json)
     on_done: Mapped[dict[str, Any] | None] = mapped_column(_Json)
     on_failed: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    concurrency_key: Mapped[str | None] = mapped_column(Text)
+    max_running: Mapped[int | None] = mapped_column(Integer)
+    blocked_by: Mapped[str | None] = mapped_column(Text)
     caused_by: Mapped[str | None] = mapped_column(_Uuid)
     expects_handler: Mapped[bool | None] = mapped_column(Boolean)
     progress: Mapped[dict[str, Any] | None] = mapped_column(_Json)
@@ -236,13 +251,30 @@ class ScheduledTask(Base):
             "retry_at >= '0001-01-01' AND retry_at <= '9999-12-31 23:59:59.999999'", name="retry_at"
         ),
         CheckConstraint("webhook IS NULL OR command IS NULL", name="one_kind"),
-        # Each index serves one statement: the sweep, the release of what was missed, the rescue,
-        # the cancellation, the list.
+        CheckConstraint(f"priority BETWEEN 0 AND {PRIORITY_MAX}", name="priority"),
+        CheckConstraint("max_running >= 1", name="max_running"),
+        # Each index serves one statement: the sweep, its look for what is urgent, the release of
+        # what was missed, and of what is blocked, the rescue, the cancellation, the list.
         Index(
             "ix_scheduled_tasks_due",
             text("coalesce(retry_at, run_at)"),
-            postgresql_where=text("status = 'scheduled' AND missed_at IS NULL"),
-            sqlite_where=text("status = 'scheduled' AND missed_at IS NULL"),
+            postgresql_where=text(DUE_WHERE),
+            sqlite_where=text(DUE_WHERE),
+        ),
+        Index(
+            "ix_scheduled_tasks_urgent",
+            "priority",
+            text("coalesce(retry_at, run_at)"),
+            postgresql_where=text(f"{DUE_WHERE} AND priority > 0"),
+            sqlite_where=text(f"{DUE_WHERE} AND priority > 0"),
+        ),
+        Index(
+            "ix_scheduled_tasks_blocked",
+            "blocked_by",
+            text("priority DESC"),
+            text("coalesce(retry_at, run_at)"),
+            postgresql_where=text("status = 'scheduled' AND blocked_by IS NOT NULL"),
+            sqlite_where=text("status = 'scheduled' AND blocked_by IS NOT NULL"),
         ),
         Index(
             "ix_scheduled_tasks_missed",
@@ -266,6 +298,15 @@ class ScheduledTask(Base):
         Index("ix_scheduled_tasks_list", "run_at", "task_id"),
         {"postgresql_with": _AUTOVACUUM},
     )
+
+
+class RateLimit(Base):
+    """How far the rate of a handler is taken up: when its next start falls due."""
+
+    __tablename__ = "rate_limits"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    following_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class TaskRun(Base):

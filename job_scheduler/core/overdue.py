@@ -4,8 +4,9 @@ Each takes up to `BATCH` of them, the oldest first, so that on SQLite others get
 between, and answers how many. All lock the rows in the order of their ids, as every statement
 about several tasks does, so that no two can deadlock.
 
-"Overdue" is what is scheduled, not set aside, and was due before some instant; "missed" is what
-was set aside under one instant, its ``missed_at``, which neither sweep nor claim takes.
+"Overdue" is what is scheduled, set aside neither by a start nor by a limit, and was due before
+some instant; "missed" is what was set aside under one instant, its ``missed_at``, which neither
+sweep nor claim takes.
 """
 
 from collections.abc import Mapping
@@ -18,14 +19,12 @@ from sqlalchemy import Connection, CursorResult, bindparam, insert, text
 from job_scheduler import strict_json
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_FAILED, filled
-from job_scheduler.core.models import NOW_SQL, UtcDateTime, database_now
+from job_scheduler.core.models import DUE_WHERE, NOW_SQL, UtcDateTime, database_now
 from job_scheduler.core.store import tasks
 
 BATCH = 1_000
 
-OVERDUE_SQL = (
-    "status = 'scheduled' AND missed_at IS NULL AND coalesce(retry_at, run_at) < :overdue_at"
-)
+OVERDUE_SQL = f"{DUE_WHERE} AND coalesce(retry_at, run_at) < :overdue_at"
 NEW_SQL = "run_at >= coalesce(:covered_until, run_at)"
 _MISSED_SQL = "status = 'scheduled' AND missed_at = :missed_at"
 

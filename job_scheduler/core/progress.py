@@ -1,6 +1,5 @@
 """How far runs have come: kept in memory as handlers say so, and stored now and then."""
 
-import asyncio
 import logging
 from typing import Any
 
@@ -17,7 +16,6 @@ from job_scheduler.strict_json import clean_text
 
 _logger = logging.getLogger(__name__)
 
-_INTERVAL = 0.5
 _MESSAGE_MAX_LENGTH = 1_000
 
 
@@ -41,27 +39,27 @@ class ProgressBoard:
             "progress": strict_json.dumps({"fraction": progress.fraction, "message": message}),
         }
 
-    async def run(self) -> None:
-        """Store what was said, twice a second, for ever; an outage of the database does no harm."""
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            await self._store(list(self._latest))
+    async def store(self) -> None:
+        """Store what was said since the last time.
+
+        Raises:
+            DatabaseUnavailable: the database cannot be reached; it is not stored.
+        """
+        await self._store(list(self._latest))
 
     async def settle(self, claim: Claim) -> None:
-        """Store what a run has said last, which has ended."""
-        if claim.token in self._latest:
+        """Store what a run has said last, which has ended; never raises."""
+        try:
             await self._store([claim.token])
+        except DatabaseUnavailable:
+            pass  # Its result will wait for the database; this does not.
+        except Exception:
+            _logger.exception("task %s: its progress could not be stored", claim.task_id)
 
     async def _store(self, tokens: list[str]) -> None:
         said = [entry for token in tokens if (entry := self._latest.pop(token, None))]
-        if not said:
-            return
-        try:
+        if said:
             await self._database.write(_note_progress, said)
-        except DatabaseUnavailable:
-            pass  # The sweep says so aloud; there will be more to say.
-        except Exception:
-            _logger.exception("the progress of %d runs could not be stored", len(said))
 
 
 def _note_progress(connection: Connection, said: list[dict[str, Any]]) -> None:

@@ -34,6 +34,8 @@ from job_scheduler.core.fields import (
     Instant,
     Name,
     PayloadObject,
+    Places,
+    Priority,
     RetryDelay,
     Seconds,
     Timeout,
@@ -58,6 +60,10 @@ _EXAMPLE_TASK: JsonDict = {
     "retry_max_delay": None,
     "start_before": None,
     "timeout": None,
+    "priority": 0,
+    "concurrency_key": None,
+    "max_running": None,
+    "blocked_by": None,
     "webhook": None,
     "command": None,
     "on_done": None,
@@ -170,6 +176,28 @@ class TaskCreate(BaseModel):
             examples=[30],
         ),
     ] = None
+    priority: Annotated[
+        Priority,
+        Field(
+            description="From 0 to 3: of the tasks that are due, those of a higher priority start "
+            "first when not all of them can at once."
+        ),
+    ] = 0
+    concurrency_key: Annotated[
+        Name | None,
+        Field(
+            description="Of the tasks with the same key only `max_running` run at a time, on all "
+            "instances together. The others wait, the most urgent first.",
+            examples=["customer-4711"],
+        ),
+    ] = None
+    max_running: Annotated[
+        Places | None,
+        Field(
+            description="How many tasks with this `concurrency_key` may run while this one does, "
+            "itself included; by default 1."
+        ),
+    ] = None
     webhook: Annotated[
         Webhook | None,
         Field(
@@ -212,6 +240,13 @@ class TaskCreate(BaseModel):
             raise PydanticCustomError(
                 "start_before", "Must not lie before run_at: it would never be started."
             )
+        return value
+
+    @field_validator("max_running")
+    @classmethod
+    def _has_key(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("concurrency_key") is None:
+            raise PydanticCustomError("max_running", "Needs a concurrency_key: what it counts.")
         return value
 
     @field_validator("webhook", "command")
@@ -293,6 +328,17 @@ class Task(BaseModel):
     retry_max_delay: float | None
     start_before: datetime | None
     timeout: float | None
+    priority: int
+    concurrency_key: str | None
+    max_running: int | None
+    blocked_by: Annotated[
+        str | None,
+        Field(
+            description="What it waits for after its time: `key:…` (others with its "
+            "concurrency_key run), `handler:…` (as many of its name run as may), `rate:…` (as many "
+            "have started as may)."
+        ),
+    ]
     # These, too: as they are stored.
     webhook: Annotated[JsonValue, WithJsonSchema(_REQUEST)]
     command: Annotated[JsonValue, WithJsonSchema(TypeAdapter(list[str] | None).json_schema())]

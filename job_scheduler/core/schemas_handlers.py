@@ -18,6 +18,8 @@ _EXAMPLE: dict[str, Any] = {
     "retry_max_delay": 3600.0,
     "timeout": None,
     "isolation": None,
+    "max_running": None,
+    "rate_limit": None,
 }
 
 
@@ -45,4 +47,12 @@ class HandlerShown(BaseModel):
     isolation: Annotated[
         Literal["process"] | None,
         Field(description="`process`: it runs in a worker process, which can be killed."),
+    ]
+    max_running: Annotated[
+        int | None,
+        Field(description="How many of its tasks run at a time, on all instances; null: any."),
+    ]
+    rate_limit: Annotated[
+        str | None,
+        Field(description="How many of its tasks start in a time, such as `100/minute`."),
     ]

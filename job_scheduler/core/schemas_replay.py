@@ -26,7 +26,7 @@ class Replay(BaseModel):
             description="Which of them. A run whose outcome is unknown may have done its work: "
             "look at such tasks first.",
         ),
-    ] = [RetryableStatus.Failed]  # noqa: RUF012 (pydantic copies a field's default)
+    ] = [RetryableStatus.Failed]
     name: Annotated[Name | None, Field(description="Only tasks with exactly this name.")] = None
     finished_after: Annotated[
         Instant | None, Field(description="Only what finished at this time or later.")

@@ -19,9 +19,16 @@ from sqlalchemy import (
     update,
 )
 
-from job_scheduler.constants import CHANNEL, TaskStatus
+from job_scheduler.constants import CHANNEL, PRIORITY_MAX, TaskStatus
 from job_scheduler.core.given import returning
-from job_scheduler.core.models import NOW_SQL, ScheduledTask, UtcDateTime, database_now, later_sql
+from job_scheduler.core.models import (
+    DUE_WHERE,
+    NOW_SQL,
+    ScheduledTask,
+    UtcDateTime,
+    database_now,
+    later_sql,
+)
 from job_scheduler.exceptions import (
     TaskNotCancellable,
     TaskNotDeletable,
@@ -39,6 +46,17 @@ KIND_SQL = (
     f"CASE WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
     f"WHEN command IS NOT NULL THEN '{COMMAND}' ELSE '{HANDLER}' END"
 )
+DUE_AT = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
+"""When a scheduled task is to start."""
+DUE_COLUMNS = [
+    DUE_AT.label("due"),
+    tasks.c.task_id,
+    tasks.c.name,
+    literal_column(KIND_SQL).label("kind"),
+    tasks.c.priority,
+    tasks.c.concurrency_key.is_not(None).label("is_limited"),
+]
+"""What a ``DueTask`` is made of."""
 FETCHED_AT_ONCE = 500
 """Rows that the driver makes in one go: it lets no other thread run meanwhile."""
 
@@ -46,14 +64,17 @@ FETCHED_AT_ONCE = 500
 class DueTask(NamedTuple):
     """A scheduled task and the instant from which it may run; the most urgent sorts first.
 
-    `kind` tells what it runs where that is no handler. A tuple, since many are made, and compared,
-    at one time.
+    `kind` tells what it runs, `priority` how urgent it is among others that are due, and
+    `is_limited` whether it has a concurrency key. A tuple, since many are made, and compared, at
+    one time.
     """
 
     due: datetime
     task_id: str
     name: str
     kind: str = HANDLER
+    priority: int = 0
+    is_limited: bool = False
 
 
 def get_task(connection: Connection, task_id: str) -> TaskRow:
@@ -155,31 +176,47 @@ def cancelled_runs(connection: Connection, instance_id: str) -> list[str]:
     return list(connection.scalars(asked))
 
 
-def due_tasks(connection: Connection, horizon: timedelta, limit: int) -> list[DueTask]:
-    """Return up to `limit` tasks that are, or within `horizon` will be, due; urgent first.
+def due_tasks(
+    connection: Connection, horizon: timedelta, limit: int, *, urgent: bool = False
+) -> list[DueTask]:
+    """Return up to `limit` tasks that are, or within `horizon` will be, due; with `urgent`, only
+    those of a raised priority.
 
-    Served by the partial index of scheduled tasks: finished ones cost nothing.
+    Those of a higher priority come first, and of one priority the longest due. Served by partial
+    indexes: finished tasks cost nothing.
     """
     found = connection.execute(
-        _DUE[connection.dialect.name], {"seconds": horizon.total_seconds(), "limit": limit}
+        _DUE[connection.dialect.name, urgent],
+        {"seconds": horizon.total_seconds(), "limit": limit},
     )
     return [DueTask._make(row) for part in found.partitions(FETCHED_AT_ONCE) for row in part]
 
 
-def _due_statement(dialect: str) -> Any:
+def _due_statement(dialect: str, *, urgent: bool) -> Any:
     horizon = later_sql(dialect, ":seconds")
-    return returning(
-        dialect,
-        f"""
-        SELECT coalesce(retry_at, run_at) AS due, task_id, name, {KIND_SQL} AS kind
-        FROM scheduled_tasks
-        WHERE status = 'scheduled' AND missed_at IS NULL
-            AND coalesce(retry_at, run_at) <= {horizon}
-        ORDER BY coalesce(retry_at, run_at)
-        LIMIT :limit
-        """,  # noqa: S608 (made of constants)
-        due=UtcDateTime,
+    columns = (
+        f"coalesce(retry_at, run_at) AS due, task_id, name, {KIND_SQL} AS kind, priority, "
+        "concurrency_key IS NOT NULL AS is_limited"
     )
 
+    def first(which: str) -> str:
+        return f"""
+            SELECT * FROM (
+                SELECT {columns} FROM scheduled_tasks
+                WHERE {DUE_WHERE} AND {which} AND coalesce(retry_at, run_at) <= {horizon}
+                ORDER BY coalesce(retry_at, run_at)
+                LIMIT :limit
+            ) AS part"""  # noqa: S608 (made of constants)
 
-_DUE = {dialect: _due_statement(dialect) for dialect in NOW_SQL}
+    # One after the other, each along its index, until there are enough.
+    parts = [first(f"priority > 0 AND priority = {level}") for level in range(PRIORITY_MAX, 0, -1)]
+    if not urgent:
+        parts.append(first("priority = 0"))
+    return returning(dialect, f"{' UNION ALL '.join(parts)} LIMIT :limit", due=UtcDateTime)
+
+
+_DUE = {
+    (dialect, urgent): _due_statement(dialect, urgent=urgent)
+    for dialect in NOW_SQL
+    for urgent in (False, True)
+}

@@ -32,7 +32,7 @@ _SLICE = 20
 """Tasks registered in one go: each may be a job of its own for APScheduler."""
 _BREATH = 0.001
 """Seconds between slices, in which that which runs moves on."""
-_URGENT = timedelta(seconds=0.5)
+_SOON = timedelta(seconds=0.5)
 """What is due so soon does not wait for a breath."""
 
 
@@ -106,27 +106,25 @@ class Sweep:
         """
         held = len(self._timer) + self._dispatcher.queued + self._dispatcher.running
         room = min(_PAGE, HELD_MAX - held)
-        if room <= 0:
-            # Nothing is wrong: there is more to do than may wait in memory.
-            self._more = True
-            self._timer.fire_overdue()
-            self.last_at = self._clock.now()
-            return 0
+        # When there is no room, nothing is wrong: there is more to do than may wait in memory. Then
+        # only what has a raised priority is looked for.
+        urgent = room <= 0
         # What is held may well be the most urgent: ask for as many more.
-        limit = held + room
+        limit = _PAGE if urgent else held + room
         self._timer.note_look()
         begin = time.monotonic()
-        found, new = await self._database.read(self._look, limit)
+        found, new = await self._database.read(self._look, limit, urgent)
         self._look_seconds = time.monotonic() - begin
         self._timer.fire_overdue()
-        del new[room:]
-        self._more = found == limit or len(new) == room
+        if not urgent:
+            del new[room:]
+        self._more = urgent or found == limit or len(new) == room
         brought = 0
         for place, task in enumerate(new):
             if place % _SLICE == 0:
                 # Nor does whoever has woken us wait: the next sweep is for them.
-                urgent = self._wanted.is_set() or task.due <= self._clock.now() + _URGENT
-                await asyncio.sleep(0 if urgent else _BREATH)
+                soon = self._wanted.is_set() or task.due <= self._clock.now() + _SOON
+                await asyncio.sleep(0 if soon else _BREATH)
             if self._timer.has_let_go(task.task_id):
                 continue
             try:
@@ -138,9 +136,9 @@ class Sweep:
         self.last_at = self._clock.now()
         return brought
 
-    def _look(self, connection: Connection, limit: int) -> tuple[int, list[DueTask]]:
+    def _look(self, connection: Connection, limit: int, urgent: bool) -> tuple[int, list[DueTask]]:
         """Return how many are due soon, and those of them that are not held."""
-        found = due_tasks(connection, HORIZON, limit)
+        found = due_tasks(connection, HORIZON, limit, urgent=urgent)
         measure(connection, self._clock)
         # Here, in a thread: what is held or let go of meanwhile is looked up again by the loop.
         return len(found), [task for task in found if not self._is_held(task)]

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from job_scheduler.batching import Batcher
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core import claims, records
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.calling import Caller
+from job_scheduler.core.limited import claim_within_limits
+from job_scheduler.core.limits import Limits
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.outcomes import Failed, NotStarted, Outcome
 from job_scheduler.core.places import Place
@@ -64,7 +67,8 @@ class TaskRunner:
     `instance_id` tells under whose name claims are made; `put_back` takes a task that is still
     scheduled but was not to be had at this moment. A claim whose instance may have been
     taken for dead meanwhile, as `holds_lease` tells, is given back unused. What a run has last said
-    of its `progress` is stored before its result.
+    of its `progress` is stored before its result. `limits` are those of handlers; `on_room` is
+    called when a run under a limit has ended.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class TaskRunner:
         put_back: Callable[[DueTask], None],
         holds_lease: Callable[[str], bool],
         progress: ProgressBoard,
+        limits: Limits,
+        on_room: Callable[[], None],
     ) -> None:
         self._database = database
         self._lock = lock
@@ -84,14 +90,23 @@ class TaskRunner:
         self._put_back = put_back
         self._holds_lease = holds_lease
         self._progress = progress
-        self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(self._flush_claims)
+        self._on_room = on_room
+        self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(
+            partial(self._flush_claims, claims.claim)
+        )
+        self._limited_claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(
+            partial(self._flush_claims, partial(claim_within_limits, limits=limits))
+        )
         self._records: Batcher[Record, bool] = Batcher(self._flush_records, _RECORDS_MAX)
         self.under_way = RunsUnderWay()
 
-    async def run_task(self, task_id: str, place: Place | None = None) -> None:
+    async def run_task(
+        self, task_id: str, place: Place | None = None, *, is_limited: bool = True
+    ) -> None:
         """Run the task if it exists, is scheduled and due, and nobody else runs it.
 
         `place` is given back as soon as the handler has ended: what is left to do needs none.
+        Unless `is_limited` tells that no limit is on the task, it is claimed with a look at them.
         Its status and result are in the database when this returns. A database that is away
         before the claim leaves the task to a later sweep; one that is away after the run is
         waited for.
@@ -102,7 +117,7 @@ class TaskRunner:
         try:
             if not await self._lock.acquire(task_id, token):
                 return
-            claim = await self._claim(task_id, token)
+            claim = await self._claim(task_id, token, is_limited)
             if claim is None:
                 return
             if self._holds_lease(claim.instance_id):
@@ -112,12 +127,15 @@ class TaskRunner:
             place.free()
             await self._progress.settle(claim)
             await self._record(claim, outcome)
+            if is_limited:
+                self._on_room()
         finally:
             self.under_way.remove(token)
 
-    async def _claim(self, task_id: str, token: str) -> Claim | None:
+    async def _claim(self, task_id: str, token: str, is_limited: bool) -> Claim | None:
+        claims = self._limited_claims if is_limited else self._claims
         try:
-            answer = await self._claims.submit(ClaimRequest(task_id, token))
+            answer = await claims.submit(ClaimRequest(task_id, token))
         except DatabaseUnavailable:
             _logger.warning("task %s cannot be claimed: the database is away", task_id)
             answer = None
@@ -152,13 +170,15 @@ class TaskRunner:
                 claim.task_id,
             )
 
-    async def _flush_claims(self, requests: Sequence[ClaimRequest]) -> list[Claim | DueTask | None]:
+    async def _flush_claims(
+        self, claim: Callable[..., Any], requests: Sequence[ClaimRequest]
+    ) -> list[Claim | DueTask | None]:
         instance_id = self._instance_id()
         try:
-            return await self._database.write(claims.claim, instance_id, requests)
+            return await self._database.write(claim, instance_id, requests)
         except CommitOutcomeUnknown:
             return await self._until_done(
-                lambda: self._database.write(claims.claim, instance_id, requests, repeated=True)
+                lambda: self._database.write(claim, instance_id, requests, repeated=True)
             )
 
     async def _flush_records(self, ended: Sequence[Record]) -> list[bool]:

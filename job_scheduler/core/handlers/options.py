@@ -1,12 +1,20 @@
 """How tasks of one handler are run, where they do not say so themselves."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-from job_scheduler.core.fields import Attempts, RetryDelay, Seconds, Timeout
+from job_scheduler.core.fields import Attempts, Places, RetryDelay, Seconds, Timeout
+from job_scheduler.core.limits import HandlerLimit
+from job_scheduler.core.rates import Rate
 from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS, Backoff
+
+
+def _rate(text: str) -> str:
+    Rate.parse(text)
+    return text
+
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "max_attempts": TypeAdapter(Attempts),
@@ -14,6 +22,8 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
     "retry_max_delay": TypeAdapter(Seconds),
     "timeout": TypeAdapter(Timeout | None),
     "isolation": TypeAdapter(Literal["process"] | None),
+    "max_running": TypeAdapter(Places | None),
+    "rate_limit": TypeAdapter(Annotated[str, AfterValidator(_rate)] | None),
 }
 
 
@@ -22,7 +32,8 @@ class Options:
     """The defaults of a handler's tasks, as in ``POST /tasks``; times are in seconds.
 
     An exception of one of the types `no_retry_for` makes the task fail at once. With `isolation`
-    ``process`` the handler runs in a worker process.
+    ``process`` the handler runs in a worker process. `max_running` and `rate_limit` (as in
+    ``100/minute``) hold for all its tasks, on all instances together.
 
     Raises:
         ValueError: one of them cannot be used.
@@ -34,6 +45,8 @@ class Options:
     timeout: float | None = None
     no_retry_for: tuple[type[BaseException], ...] = ()
     isolation: Literal["process"] | None = None
+    max_running: int | None = None
+    rate_limit: str | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -46,6 +59,14 @@ class Options:
                 raise ValueError(  # noqa: TRY004 (as for the other options)
                     f"no_retry_for: {kind_of_error!r} is no type of exception"
                 )
+
+    @property
+    def limit(self) -> HandlerLimit | None:
+        """The limits on all tasks of the handler, if there are any."""
+        rate = None if self.rate_limit is None else Rate.parse(self.rate_limit)
+        if self.max_running is None and rate is None:
+            return None
+        return HandlerLimit(self.max_running, rate)
 
     def backoff(self, delay: Any, max_delay: float | None) -> Backoff:
         """Return the delays of a task, which says so itself or leaves it to the handler.

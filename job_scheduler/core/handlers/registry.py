@@ -10,6 +10,7 @@ from job_scheduler.core.handlers.arguments import Arguments, parameters
 from job_scheduler.core.handlers.context import RunContext
 from job_scheduler.core.handlers.isolation import obstacle_to_isolation
 from job_scheduler.core.handlers.options import Options
+from job_scheduler.core.limits import HandlerLimit
 from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -73,6 +74,8 @@ class HandlerRegistry:
         timeout: float | None = None,
         no_retry_for: Sequence[type[BaseException]] = (),
         isolation: Literal["process"] | None = None,
+        max_running: int | None = None,
+        rate_limit: str | None = None,
     ) -> Callable[[Function], Function]:
         """Register the decorated function, plain or async, as the handler of tasks named `name`.
 
@@ -90,6 +93,10 @@ class HandlerRegistry:
         with all that it has started when its time is over, the task is cancelled, or it takes too
         much memory. The function must stand at the top of a module: it is found there by its name.
 
+        Of all tasks of this handler at most `max_running` run at a time, and as many start as
+        `rate_limit` says (``10/second``, ``100/minute``, ``1000/hour``), on all instances together;
+        the others wait.
+
         Raises:
             ValueError: the name or an option is unusable, the name has a handler already, the
                 function has a parameter that a payload cannot bring, or cannot be isolated.
@@ -100,7 +107,14 @@ class HandlerRegistry:
                 f'@task("send_report"), not {name!r}'
             )
         options = Options(
-            max_attempts, retry_delay, retry_max_delay, timeout, tuple(no_retry_for), isolation
+            max_attempts,
+            retry_delay,
+            retry_max_delay,
+            timeout,
+            tuple(no_retry_for),
+            isolation,
+            max_running,
+            rate_limit,
         )
 
         def register(function: Function) -> Function:
@@ -122,6 +136,14 @@ class HandlerRegistry:
     def names(self) -> list[str]:
         """Return all names, sorted."""
         return sorted(self._handlers)
+
+    def limits(self) -> dict[str, HandlerLimit]:
+        """Return the limits of those handlers that have some, by name."""
+        return {
+            handler.name: limit
+            for handler in self.all()
+            if (limit := handler.options.limit) is not None
+        }
 
     def with_defaults(self, defaults: "HandlerRegistry") -> "HandlerRegistry":
         """Return a registry of these handlers and those of `defaults` whose names are free."""

@@ -59,6 +59,7 @@ class Works:
         unknown_tasks: UnknownTasks,
     ) -> None:
         self.registry = registry
+        self.limits = registry.limits()
         self._webhooks = webhooks
         self._commands = commands
         self._workers = workers
@@ -90,6 +91,10 @@ class Works:
         """Return the handler of a task, if that is what it asks for and there is one."""
         names_handler = wanted.webhook is None and wanted.command is None
         return self.registry.get(wanted.name) if names_handler else None
+
+    def is_limited(self, task: DueTask) -> bool:
+        """Tell whether there may be a limit on how many such tasks run or start."""
+        return task.is_limited or (task.kind == HANDLER and task.name in self.limits)
 
     def needs_thread(self, task: DueTask) -> bool:
         """Tell whether a task takes one of the threads for plain handlers."""

@@ -40,7 +40,10 @@ _UUID_7 = {
         "substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
     ),
 }
-_DUE = sa.text("status = 'scheduled' AND missed_at IS NULL")
+_WAITS = "status = 'scheduled' AND missed_at IS NULL AND blocked_by IS NULL"
+_DUE = sa.text(_WAITS)
+_URGENT = sa.text(f"{_WAITS} AND priority > 0")
+_BLOCKED = sa.text("status = 'scheduled' AND blocked_by IS NOT NULL")
 _MISSED = sa.text("status = 'scheduled' AND missed_at IS NOT NULL")
 _RUNNING = sa.text("status = 'running'")
 _CANCELLING = sa.text("status = 'running' AND cancel_requested_at IS NOT NULL")
@@ -80,6 +83,10 @@ def upgrade() -> None:
         sa.Column("command", _json),
         sa.Column("on_done", _json),
         sa.Column("on_failed", _json),
+        sa.Column("priority", sa.SmallInteger, nullable=False, server_default="0"),
+        sa.Column("concurrency_key", sa.Text),
+        sa.Column("max_running", sa.Integer),
+        sa.Column("blocked_by", sa.Text),
         sa.Column("caused_by", _uuid),
         sa.Column("expects_handler", sa.Boolean),
         sa.Column("progress", _json),
@@ -133,6 +140,8 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "webhook IS NULL OR command IS NULL", name=op.f("ck_scheduled_tasks_one_kind")
         ),
+        sa.CheckConstraint("priority BETWEEN 0 AND 3", name=op.f("ck_scheduled_tasks_priority")),
+        sa.CheckConstraint("max_running >= 1", name=op.f("ck_scheduled_tasks_max_running")),
         postgresql_with=_AUTOVACUUM,
     )
     op.create_index(
@@ -141,6 +150,20 @@ def upgrade() -> None:
         [sa.text("coalesce(retry_at, run_at)")],
         postgresql_where=_DUE,
         sqlite_where=_DUE,
+    )
+    op.create_index(
+        "ix_scheduled_tasks_urgent",
+        "scheduled_tasks",
+        ["priority", sa.text("coalesce(retry_at, run_at)")],
+        postgresql_where=_URGENT,
+        sqlite_where=_URGENT,
+    )
+    op.create_index(
+        "ix_scheduled_tasks_blocked",
+        "scheduled_tasks",
+        ["blocked_by", sa.text("priority DESC"), sa.text("coalesce(retry_at, run_at)")],
+        postgresql_where=_BLOCKED,
+        sqlite_where=_BLOCKED,
     )
     op.create_index(
         "ix_scheduled_tasks_missed",
@@ -185,7 +208,13 @@ def upgrade() -> None:
 
 
 def _create_runs(now: sa.TextClause) -> None:
-    """Create the history of attempts, and the one row that a catch-up is."""
+    """Create the history of attempts, the use of rates, and the one row that a catch-up is."""
+    op.create_table(
+        "rate_limits",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("following_at", _time, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_rate_limits"),
+    )
     op.create_table(
         "task_runs",
         sa.Column("task_id", _uuid, nullable=False),

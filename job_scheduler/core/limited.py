@@ -1,0 +1,163 @@
+"""The claim of tasks that are limited.
+
+Who claims one counts what runs, under a lock for each limit that it touches, so that no two
+instances can both take the last place. There is no counter that a crash could leave wrong: what is
+counted are the rows of the running tasks. A task for which there is no place is set aside: its
+``blocked_by`` names the limit, and neither sweep nor claim sees it before it is let go.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, bindparam, func, literal_column, select, text
+
+from job_scheduler import strict_json
+from job_scheduler.core import claims
+from job_scheduler.core.claims import Claim, ClaimRequest
+from job_scheduler.core.given import given_rows
+from job_scheduler.core.limits import (
+    HANDLER,
+    KEY,
+    RATE,
+    Limited,
+    Limits,
+    Urgency,
+    Usage,
+    admit,
+    names_of,
+)
+from job_scheduler.core.models import NOW_SQL, RateLimit, UtcDateTime, database_now
+from job_scheduler.core.store import DUE_AT, DueTask, tasks
+
+rate_limits = cast("Table", RateLimit.__table__)
+
+
+def claim_within_limits(
+    connection: Connection,
+    instance_id: str,
+    requests: Sequence[ClaimRequest],
+    limits: Limits,
+    *,
+    repeated: bool = False,
+) -> list[Claim | DueTask | None]:
+    """Claim what is due and within its limits, as ``claims.claim`` does; set the rest aside."""
+    due = _waiting_to_start(connection, [request.task_id for request in requests])
+    names = names_of(due, limits)
+    _lock(connection, names)
+    admission = admit(due, limits, usage_of(connection, names, fronts=True))
+    if admission.blocked:
+        _set_aside(connection, admission.blocked)
+    for name, following in admission.following.items():
+        connection.execute(_NOTE_FOLLOWING, {"name": name, "following_at": following})
+    # What the same request has claimed before is not due any more, and is found by its token.
+    asked = [request for request in requests if request.task_id not in admission.blocked]
+    answers = claims.claim(
+        connection, instance_id, asked, repeated=repeated, admitted=admission.admitted
+    )
+    by_id = {request.task_id: answer for request, answer in zip(asked, answers, strict=True)}
+    return [by_id.get(request.task_id) for request in requests]
+
+
+def usage_of(connection: Connection, names: Collection[str], *, fronts: bool = False) -> Usage:
+    """Return how far these limits are taken up; with `fronts`, also who waits there first."""
+    handlers = [name.removeprefix(RATE) for name in names if name.startswith(RATE)]
+    return Usage(
+        connection.execute(select(database_now())).scalar_one(),
+        _running(connection) if names else Counter(),
+        _following(connection, handlers) if handlers else {},
+        {name: first for name in names if (first := _front(connection, name))} if fronts else {},
+    )
+
+
+def blocked_tasks(name: str, number: int) -> Any:
+    """Return the statement for the first tasks, most urgent first, that a limit has set aside."""
+    return (
+        select(tasks.c.task_id, tasks.c.priority, DUE_AT.label("due"), tasks.c.max_running)
+        .where(tasks.c.status == literal_column("'scheduled'"), tasks.c.blocked_by == name)
+        .order_by(tasks.c.priority.desc(), DUE_AT)
+        .limit(number)
+    )
+
+
+def _waiting_to_start(connection: Connection, ids: Sequence[str]) -> list[Limited]:
+    rows = connection.execute(
+        select(
+            *(tasks.c.task_id, tasks.c.name, tasks.c.priority, DUE_AT),
+            *(tasks.c.concurrency_key, tasks.c.max_running, tasks.c.status),
+        ).where(tasks.c.task_id.in_(ids))
+    )
+    return [
+        Limited(task_id, name, (-priority, due, task_id), key, max_running)
+        for task_id, name, priority, due, key, max_running, status in rows
+        if status == "scheduled"
+    ]
+
+
+def _lock(connection: Connection, names: Sequence[str]) -> None:
+    """Let one transaction at a time count for these limits; on SQLite there is only one anyway."""
+    if names and connection.dialect.name == "postgresql":
+        connection.execute(_LOCK, {"names": strict_json.dumps(names)})
+
+
+def _running(connection: Connection) -> Counter[str]:
+    """Count what runs, by the names of limits: few rows, whatever their limits."""
+    rows = connection.execute(
+        select(tasks.c.name, tasks.c.concurrency_key, func.count())
+        .where(tasks.c.status == literal_column("'running'"))
+        .group_by(tasks.c.name, tasks.c.concurrency_key)
+    )
+    running: Counter[str] = Counter()
+    for name, key, number in rows:
+        running[HANDLER + name] += number
+        if key is not None:
+            running[KEY + key] += number
+    return running
+
+
+def _following(connection: Connection, handlers: Sequence[str]) -> dict[str, datetime]:
+    rows = connection.execute(select(rate_limits).where(rate_limits.c.name.in_(handlers)))
+    return {row.name: row.following_at for row in rows}
+
+
+def _front(connection: Connection, name: str) -> Urgency | None:
+    row = connection.execute(blocked_tasks(name, 1)).first()
+    return None if row is None else (-row.priority, row.due, row.task_id)
+
+
+def _set_aside(connection: Connection, blocked: Mapping[str, str]) -> None:
+    given = [{"task_id": task_id, "name": name} for task_id, name in blocked.items()]
+    statement = _SET_ASIDE[connection.dialect.name]
+    connection.execute(statement, {"given": strict_json.dumps(given)})
+
+
+def _set_aside_statement(dialect: str) -> Any:
+    row_lock = "FOR NO KEY UPDATE OF task" if dialect == "postgresql" else ""
+    return text(
+        f"""
+        WITH waiting AS MATERIALIZED (
+            SELECT task.task_id, given.name
+            FROM {given_rows(dialect, {"task_id": "uuid", "name": "text"})}
+            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+            -- CASE hides the condition from the partial indexes: each task is found by its id.
+            WHERE CASE task.status WHEN 'scheduled' THEN true ELSE false END
+            ORDER BY task.task_id {row_lock}
+        )
+        UPDATE scheduled_tasks AS task
+        SET blocked_by = waiting.name, updated_at = {NOW_SQL[dialect]}
+        FROM waiting WHERE task.task_id = waiting.task_id
+        """  # noqa: S608 (made of constants)
+    )
+
+
+_SET_ASIDE = {dialect: _set_aside_statement(dialect) for dialect in NOW_SQL}
+# In order, so that two transactions cannot wait for each other.
+_LOCK = text(
+    "SELECT pg_advisory_xact_lock(number) FROM (SELECT DISTINCT hashtextextended(value, 0) AS "
+    "number FROM json_array_elements_text(CAST(:names AS json)) ORDER BY number) AS numbers"
+)
+_NOTE_FOLLOWING = text(
+    "INSERT INTO rate_limits (name, following_at) VALUES (:name, :following_at) "
+    "ON CONFLICT (name) DO UPDATE SET following_at = excluded.following_at"
+).bindparams(bindparam("following_at", type_=UtcDateTime))
