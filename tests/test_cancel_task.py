@@ -142,7 +142,7 @@ def test_plain_handler_that_does_not_look_ends_by_itself(
         task_id = post(client, run_at=later(0))["task_id"]
         begun(client, task_id)
         cancel(client, task_id)
-        [call] = services_of(client).dispatcher._runs  # noqa: SLF001
+        [call] = services_of(client).dispatcher._runs
         assert not call.done()
         go_on.set()
         task = finished(client, task_id)
@@ -164,31 +164,6 @@ def test_run_on_another_instance_is_cancelled(store: Backend, registry: HandlerR
         with running(store, HandlerRegistry(), threads=1) as other:
             assert cancel(other, task_id).status_code == 202
             assert finished(other, task_id)["status"] == "cancelled"
-
-
-async def test_look_that_fails_is_followed_by_the_next(
-    store: Backend, registry: HandlerRegistry, caplog: pytest.LogCaptureFixture
-) -> None:
-    looks: list[str] = []
-
-    def instance_id() -> str:
-        looks.append("look")
-        if len(looks) == 1:
-            raise ZeroDivisionError("the first look")
-        return new_token()
-
-    from job_scheduler.core.cancellation import Cancellation
-
-    with store.database() as database:
-        cancellation = Cancellation(database, instance_id, lambda _: None)
-        loop = asyncio.ensure_future(cancellation.run())
-        while len(looks) < 2:
-            await asyncio.sleep(0.01)
-        cancellation.wake()
-        while len(looks) < 3:
-            await asyncio.sleep(0.01)
-        loop.cancel()
-    assert "a look for cancelled runs failed" in caplog.text
 
 
 # ------------------------------------------------- what the record makes of a request

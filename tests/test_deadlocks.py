@@ -5,7 +5,6 @@ import random
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from job_scheduler.core.instances import Member
 from job_scheduler.core.outcomes import Succeeded, decide
 from job_scheduler.core.records import Record, record
 from job_scheduler.core.rescue import rescue_orphans
+from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import TaskRow, delete_task
 from job_scheduler.database import Database
 from job_scheduler.exceptions import (

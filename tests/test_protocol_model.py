@@ -32,6 +32,7 @@ from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.instances import instances
 from job_scheduler.core.outcomes import CutOff, Failed
 from job_scheduler.core.records import task_runs
+from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import TaskNotDeletable, TaskNotFound

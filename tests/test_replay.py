@@ -1,6 +1,7 @@
 """POST /tasks/retry: many failed tasks are run again, at a bounded rate."""
 
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,10 +46,8 @@ def test_they_come_at_the_rate_that_is_asked_for_the_oldest_first(store: Backend
     failed = insert_failed(store, 4)
     with running(store) as client:
         until = parse_time(retry(client, rate=0.01)["until"])
-        due = [
-            parse_time(client.get(f"/tasks/{each}").json()["retry_at"]) for each in failed
-        ]
-    gaps = [(after - before) / timedelta(seconds=1) for before, after in zip(due, due[1:])]
+        due = [parse_time(client.get(f"/tasks/{each}").json()["retry_at"]) for each in failed]
+    gaps = [(after - before) / timedelta(seconds=1) for before, after in pairwise(due)]
     assert gaps == pytest.approx([100, 100, 100], abs=0.01)
     assert until == due[-1]
 

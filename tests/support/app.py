@@ -14,6 +14,9 @@ from typing import Any
 import httpx
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
+from job_scheduler.core.handlers.commands import Commands
+from job_scheduler.core.handlers.webhook.sending import WebhookSender
+from job_scheduler.core.handlers.workers import Workers
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
 
@@ -21,10 +24,7 @@ from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState, UnknownTasks
 from job_scheduler.core import instances, store
 from job_scheduler.core.handlers.calling import Caller
-from job_scheduler.core.handlers.commands import Commands
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.handlers.webhook.sending import WebhookSender
-from job_scheduler.core.handlers.workers import Workers
 from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
