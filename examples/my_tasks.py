@@ -1,6 +1,6 @@
 """A module of task handlers to begin with: copy it, and put your own work in.
 
-    TASK_MODULES=examples.my_tasks make run
+TASK_MODULES=examples.my_tasks make run
 """
 
 import asyncio

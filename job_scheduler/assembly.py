@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -23,11 +24,13 @@ from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.built_in import with_built_in
 from job_scheduler.core.handlers.calling import Caller
-from job_scheduler.core.handlers.commands import Commands
 from job_scheduler.core.handlers.modules import import_task_modules
+from job_scheduler.core.handlers.processes.commands import Commands, environment_of_commands
+from job_scheduler.core.handlers.processes.pool import Workers
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.handlers.webhook.guard import Guard
 from job_scheduler.core.handlers.webhook.sending import WebhookSender
-from job_scheduler.core.handlers.workers import Workers
+from job_scheduler.core.handlers.webhook.transport import GuardedTransport
 from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
@@ -121,7 +124,7 @@ async def start(
     threads = DaemonThreads(settings.threads, "handler")
     stack.callback(threads.close)
     registry = with_built_in(registry, database, clock)
-    works = _build_works(stack, settings, registry)
+    works = _build_works(stack, settings, registry, clock)
     progress = ProgressBoard(database)
     caller = Caller(works, threads, progress.note)
 
@@ -231,14 +234,20 @@ def _lock(settings: Settings, clock: Clock) -> TaskLock:
     return RedisTaskLock(build_redis(settings.redis_url.get_secret_value()), clock)
 
 
-def _build_works(stack: AsyncExitStack, settings: Settings, registry: HandlerRegistry) -> Works:
+def _build_works(
+    stack: AsyncExitStack, settings: Settings, registry: HandlerRegistry, clock: Clock
+) -> Works:
     """Build what carries out webhooks, commands and isolated handlers."""
-    webhooks = WebhookSender(settings.webhook_allowed, settings.webhook_keys)
+    guard = Guard(settings.webhooks_allowed)
+    webhooks = WebhookSender(GuardedTransport(guard), settings.webhook_keys, clock)
     stack.push_async_callback(webhooks.close)
-    workers = Workers(settings.processes, settings.modules, settings.process_memory_bytes)
+    workers = Workers(
+        settings.processes, settings.modules, settings.process_memory_bytes, settings.log_level
+    )
     stack.push_async_callback(workers.close)
-    commands = Commands(settings.command_allowed, settings.command_variables)
-    return Works(registry, webhooks, commands, workers, settings.unknown_tasks)
+    environment = environment_of_commands(os.environ, settings.command_variables)
+    commands = Commands(settings.allowed_commands, environment)
+    return Works(registry, guard, webhooks, commands, workers, settings.unknown_tasks)
 
 
 def _lanes(works: Works, settings: Settings) -> Callable[[DueTask], Lane]:

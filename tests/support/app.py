@@ -14,12 +14,16 @@ from typing import Any
 import httpx
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
-from job_scheduler.core.handlers.commands import Commands
+from job_scheduler.core.handlers.processes.commands import Commands
+from job_scheduler.core.handlers.processes.pool import Workers
+from job_scheduler.core.handlers.webhook.guard import Guard
 from job_scheduler.core.handlers.webhook.sending import WebhookSender
-from job_scheduler.core.handlers.workers import Workers
+from job_scheduler.core.handlers.webhook.transport import GuardedTransport
+from job_scheduler.webhook_allow import Allowed
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
 
+from job_scheduler.clock import SystemClock
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState, UnknownTasks
 from job_scheduler.core import instances, store
@@ -253,14 +257,24 @@ async def bench(
     database = Database(build_engine(backend.settings().database))
     threads = DaemonThreads(16, "handler")
     workers = Workers(1, [], None)
-    works = Works(registry, WebhookSender(), Commands(), workers, UnknownTasks.Timer)
+    guard = Guard(Allowed())
+    sender = WebhookSender(GuardedTransport(guard), (), SystemClock())
+    works = Works(registry, guard, sender, Commands((), {}), workers, UnknownTasks.Timer)
     progress = ProgressBoard(database)
     caller = Caller(works, threads, progress.note)
     lock = lock or InProcessLock()
     instance_id = new_token()
     put_back: list[DueTask] = []
     runner = TaskRunner(
-        database, lock, caller, lambda: one.instance_id, put_back.append, holds_lease, progress
+        database,
+        lock,
+        caller,
+        lambda: one.instance_id,
+        put_back.append,
+        holds_lease,
+        progress,
+        works.limits,
+        lambda: None,
     )
     one = Bench(database, instance_id, caller, put_back, runner)
     try:
@@ -268,6 +282,8 @@ async def bench(
         yield one
     finally:
         await lock.close()
+        await sender.close()
+        await workers.close()
         threads.close()
         database.close()
 

@@ -139,14 +139,14 @@ class Caller:
             partial(self._report, claim),
         )
 
-    async def _outcome(self, call: _Call, timeout: float | None, place: Place) -> Outcome:
+    async def _outcome(self, call: _Call, seconds: float | None, place: Place) -> Outcome:
         if call.work.is_async:
             call.future = asyncio.get_running_loop().create_task(_outcome_of_async(call))
         else:
             call.future = self._threads.submit(lambda: _outcome_of(call))
-        if timeout is None:
+        if seconds is None:
             return await call.future
-        done, _ = await asyncio.wait([call.future], timeout=timeout)
+        done, _ = await asyncio.wait([call.future], timeout=seconds)
         return call.future.result() if done else await _time_out(call, place)
 
     def stop(self) -> None:

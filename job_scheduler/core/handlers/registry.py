@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 from job_scheduler.constants import NAME_MAX_LENGTH
 from job_scheduler.core.handlers.arguments import Arguments, parameters
 from job_scheduler.core.handlers.context import RunContext
-from job_scheduler.core.handlers.isolation import obstacle_to_isolation
 from job_scheduler.core.handlers.options import Options
+from job_scheduler.core.handlers.processes.importable import importable
 from job_scheduler.core.limits import HandlerLimit
 from job_scheduler.core.retry import DELAY_SECONDS, MAX_DELAY_SECONDS
 
@@ -42,7 +42,7 @@ class Handler:
         arguments = Arguments(name, function, context)
         is_async = _is_async(function)
         if options.isolation:
-            obstacle = "it is async" if is_async else obstacle_to_isolation(function)
+            obstacle = "it is async" if is_async else importable(function)
             if obstacle:
                 raise ValueError(f"the handler of {name!r} cannot run in a process: {obstacle}")
         return cls(name, function, is_async, context, arguments, options)

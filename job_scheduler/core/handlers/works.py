@@ -10,16 +10,20 @@ from pydantic import ValidationError
 from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
-from job_scheduler.core.handlers.commands import Commands
 from job_scheduler.core.handlers.context import RunContext
 from job_scheduler.core.handlers.options import Options
+from job_scheduler.core.handlers.processes.commands import Commands
+from job_scheduler.core.handlers.processes.pool import Workers
 from job_scheduler.core.handlers.raised import Fail
 from job_scheduler.core.handlers.registry import Handler, HandlerRegistry
-from job_scheduler.core.handlers.webhook.sending import TIMEOUT_SECONDS, WebhookSender
-from job_scheduler.core.handlers.workers import Workers
+from job_scheduler.core.handlers.webhook.guard import Guard
+from job_scheduler.core.handlers.webhook.sending import (
+    TIMEOUT_SECONDS,
+    WebhookSender,
+    stored_webhook,
+)
 from job_scheduler.core.outcomes import Outcome, Parked, Succeeded
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.core.schemas_webhook import Webhook
 from job_scheduler.core.store import COMMAND, HANDLER, DueTask
 from job_scheduler.exceptions import (
     InvalidField,
@@ -53,6 +57,7 @@ class Works:
     def __init__(
         self,
         registry: HandlerRegistry,
+        guard: Guard,
         webhooks: WebhookSender,
         commands: Commands,
         workers: Workers,
@@ -60,6 +65,7 @@ class Works:
     ) -> None:
         self.registry = registry
         self.limits = registry.limits()
+        self._guard = guard
         self._webhooks = webhooks
         self._commands = commands
         self._workers = workers
@@ -72,7 +78,7 @@ class Works:
         (with ``UNKNOWN_TASKS=reject``).
         """
         for name in ("webhook", "on_done", "on_failed"):
-            if (hook := getattr(wanted, name)) and (words := self._webhooks.refusal(hook.url)):
+            if (hook := getattr(wanted, name)) and (words := self._guard.refusal(hook.url)):
                 return InvalidField("body", f"{name}.url", words)
         if wanted.command is not None:
             words = self._commands.refusal(wanted.command)
@@ -124,12 +130,7 @@ class Works:
         )
 
     async def _send(self, stored: Any, context: RunContext) -> Any:
-        try:
-            webhook = Webhook.model_validate(stored)
-        except ValidationError as error:
-            # It was written into the table by hand, or by another release.
-            raise Fail(f"the webhook cannot be used: {error.errors()[0]['msg']}") from None
-        return await self._webhooks.send(webhook, context)
+        return await self._webhooks.send(stored_webhook(stored), context)
 
     def _handle(self, handler: Handler, payload: dict[str, Any], context: RunContext) -> Any:
         try:
@@ -140,7 +141,7 @@ class Works:
             raise Fail(f"the payload does not fit the handler: {words}") from None
         if handler.options.isolation:
             return self._workers.call(
-                handler.function, arguments, handler.context, handler.options.no_retry_for, context
+                handler.function, arguments, context, handler.context, handler.options.no_retry_for
             )
         if handler.context is not None:
             arguments[handler.context] = context
