@@ -30,6 +30,7 @@ from job_scheduler.constants import (
 from job_scheduler.core.fields import (
     EXAMPLE_ID,
     Attempts,
+    Command,
     GivenUuid,
     Instant,
     Name,
@@ -41,7 +42,6 @@ from job_scheduler.core.fields import (
     Timeout,
     Uuid,
 )
-from job_scheduler.core.schemas_command import Command
 from job_scheduler.core.schemas_webhook import Hook, Webhook
 
 _EXAMPLE_TASK: JsonDict = {

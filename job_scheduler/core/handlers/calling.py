@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Generator
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 
@@ -11,6 +11,7 @@ from job_scheduler.clock import in_iso_8601
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.context import Progress, RunContext
 from job_scheduler.core.handlers.failing import again, failure
+from job_scheduler.core.handlers.words import undone
 from job_scheduler.core.handlers.works import Work, Works
 from job_scheduler.core.outcomes import (
     Cancelled,
@@ -206,12 +207,6 @@ def _outcome_of(call: _Call) -> Outcome:
 
 
 def _outcome_of_value(value: object) -> Outcome:
-    if isinstance(value, Awaitable | Generator | AsyncGenerator):
-        # Work that was only announced. To call that done would be a lie.
-        if isinstance(value, Coroutine):
-            value.close()
-        return Failed(
-            f"the handler returned a {type(value).__name__} instead of doing its work: register "
-            "the async function itself, or wrap it in one that is async"
-        )
+    if (problem := undone(value)) is not None:
+        return Failed(problem)
     return Succeeded(as_result(value))

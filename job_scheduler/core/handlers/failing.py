@@ -7,12 +7,12 @@ import traceback
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.options import Options
 from job_scheduler.core.handlers.raised import Fail, RetryLater
+from job_scheduler.core.handlers.words import words_of
 from job_scheduler.core.outcomes import Failed, Outcome, RetryIn
 from job_scheduler.strict_json import clean_text
 
 _logger = logging.getLogger(__name__)
 
-_ERROR_MAX_LENGTH = 10_000
 _TRACEBACK_MAX_LENGTH = 20_000
 
 
@@ -24,19 +24,12 @@ def failure(claim: Claim, options: Options, error: BaseException) -> Outcome:
         exc_info=error,
     )
     details = _traceback(error)
-    message = clean_text(words(error)[:_ERROR_MAX_LENGTH])
+    message = words_of(error)
     if isinstance(error, (Fail, *options.no_retry_for)):
         return Failed(message, details)
     if isinstance(error, RetryLater) and error.after is not None:
         return RetryIn(message, error.after, details)
     return again(claim, options, message, details)
-
-
-def words(error: BaseException) -> str:
-    """Return what is said of an error: the text alone where the handler chose it for that."""
-    if isinstance(error, Fail | RetryLater):
-        return str(error)
-    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def again(claim: Claim, options: Options, message: str, details: str | None = None) -> RetryIn:
