@@ -126,7 +126,7 @@ async def start(
     registry = with_built_in(registry, database, clock)
     works = _build_works(stack, settings, registry, clock)
     progress = ProgressBoard(database)
-    caller = Caller(works, threads, progress.note)
+    caller = Caller(works, threads, progress.note, settings.max_result_bytes)
 
     async def create(
         new: Sequence[NewTask],

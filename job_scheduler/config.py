@@ -12,7 +12,7 @@ from redis.connection import parse_url
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from job_scheduler.constants import RecoverPastTasks, TaskStatus, UnknownTasks
+from job_scheduler.constants import RESULT_MAX_BYTES, RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
 from job_scheduler.retention_days import parse_retention_days
 
@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)
     database_wait: float = Field(default=30.0, ge=0, le=86_400)
     retention_days: Annotated[str, AfterValidator(_retention_days)] = "30"
+    max_result_bytes: int = Field(default=RESULT_MAX_BYTES, ge=1_000, le=RESULT_MAX_BYTES)
     show_tracebacks: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

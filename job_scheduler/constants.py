@@ -155,7 +155,7 @@ BATCH_FAULTS_NAMED = 20
 """Faults in a batch that an answer names, at most."""
 
 RESULT_MAX_BYTES = 1024 * 1024
-"""Bytes of a task's result as JSON, at most; a longer one is cut."""
+"""Bytes of a task's result as JSON, at most, whatever is configured; a longer one is cut."""
 
 JSON_MAX_DEPTH = 100
 """Levels of nesting in a JSON document, at most (a response nests a few more)."""

@@ -96,12 +96,12 @@ def same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def as_result(value: Any) -> Any:
+def as_result(value: Any, max_bytes: int = RESULT_MAX_BYTES) -> Any:
     """Return what a handler returned as a JSON value that can be stored and shown.
 
     Dates, models, dataclasses, sets and the like become their usual JSON form; NaN and the
     infinities become text; a lone surrogate becomes U+FFFD. A value that has no JSON form is
-    kept as its ``repr``, and one of more than ``RESULT_MAX_BYTES`` as its beginning, each
+    kept as its ``repr``, and one of more than `max_bytes` as its beginning, each
     inside an object that says so: that the work was done matters more than how it was put.
     """
     if value is None:
@@ -118,7 +118,7 @@ def as_result(value: Any) -> Any:
     except (ValueError, TypeError, RecursionError):
         # pydantic raises its own ValueErrors for unknown types, cycles and broken strings.
         return {"unserializable": clean_text(_safe_repr(value)[:_RESULT_HEAD])}
-    if len(text) > RESULT_MAX_BYTES:
+    if len(text) > max_bytes:
         return {"truncated": True, "bytes": len(text), "head": text[:_RESULT_HEAD]}
     return plain
 

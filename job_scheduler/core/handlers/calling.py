@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import partial
 
 from job_scheduler.clock import in_iso_8601
+from job_scheduler.constants import RESULT_MAX_BYTES
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.context import Progress, RunContext
 from job_scheduler.core.handlers.failing import again, failure
@@ -89,12 +90,18 @@ class _Call:
 class Caller:
     """Calls the work of a claimed task: on the loop if it is async, else in a thread.
 
-    What the work says of its progress is passed on to `report`, with the claim.
+    What the work says of its progress is passed on to `report`, with the claim. Of a result that has
+    more than `max_result_bytes` the beginning is kept.
     """
 
     def __init__(
-        self, works: Works, threads: DaemonThreads, report: Callable[[Claim, Progress], None]
+        self,
+        works: Works,
+        threads: DaemonThreads,
+        report: Callable[[Claim, Progress], None],
+        max_result_bytes: int = RESULT_MAX_BYTES,
     ) -> None:
+        self._max_result_bytes = max_result_bytes
         self._works = works
         self._threads = threads
         self._report = report
@@ -142,13 +149,36 @@ class Caller:
 
     async def _outcome(self, call: _Call, seconds: float | None, place: Place) -> Outcome:
         if call.work.is_async:
-            call.future = asyncio.get_running_loop().create_task(_outcome_of_async(call))
+            run = self._outcome_of_async(call)
+            call.future = asyncio.get_running_loop().create_task(run)
         else:
-            call.future = self._threads.submit(lambda: _outcome_of(call))
+            call.future = self._threads.submit(lambda: self._outcome_of(call))
         if seconds is None:
             return await call.future
         done, _ = await asyncio.wait([call.future], timeout=seconds)
         return call.future.result() if done else await _time_out(call, place)
+
+    async def _outcome_of_async(self, call: _Call) -> Outcome:
+        call.begin()
+        try:
+            return self._outcome_of_value(await call.work.call(call.context))
+        except asyncio.CancelledError:
+            raise  # It is the run that was cut off.
+        except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
+            return failure(call.claim, call.work.options, error)
+
+    def _outcome_of(self, call: _Call) -> Outcome:
+        if not call.begin():
+            return NotStarted()
+        try:
+            return self._outcome_of_value(call.work.call(call.context))
+        except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
+            return failure(call.claim, call.work.options, error)
+
+    def _outcome_of_value(self, value: object) -> Outcome:
+        if (problem := undone(value)) is not None:
+            return Failed(problem)
+        return Succeeded(as_result(value, self._max_result_bytes))
 
     def stop(self) -> None:
         """Call nothing any more, and ask what runs to come to an end."""
@@ -185,28 +215,3 @@ async def _time_out(call: _Call, place: Place) -> Outcome:
             *(claim.task_id, claim.name),
         )
     return again(claim, call.work.options, "timed out: its handler had not ended in its time")
-
-
-async def _outcome_of_async(call: _Call) -> Outcome:
-    call.begin()
-    try:
-        return _outcome_of_value(await call.work.call(call.context))
-    except asyncio.CancelledError:
-        raise  # It is the run that was cut off.
-    except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return failure(call.claim, call.work.options, error)
-
-
-def _outcome_of(call: _Call) -> Outcome:
-    if not call.begin():
-        return NotStarted()
-    try:
-        return _outcome_of_value(call.work.call(call.context))
-    except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return failure(call.claim, call.work.options, error)
-
-
-def _outcome_of_value(value: object) -> Outcome:
-    if (problem := undone(value)) is not None:
-        return Failed(problem)
-    return Succeeded(as_result(value))
