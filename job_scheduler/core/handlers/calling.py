@@ -90,8 +90,8 @@ class _Call:
 class Caller:
     """Calls the work of a claimed task: on the loop if it is async, else in a thread.
 
-    What the work says of its progress is passed on to `report`, with the claim. Of a result that has
-    more than `max_result_bytes` the beginning is kept.
+    What the work says of its progress is passed on to `report`, with the claim. Of a result of more
+    than `max_result_bytes` the beginning is kept.
     """
 
     def __init__(
