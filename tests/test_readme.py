@@ -316,6 +316,15 @@ def test_transcript_happens_as_it_is_shown(tmp_path: Path) -> None:
     assert (tmp_path / "job_scheduler.db").exists()
 
 
+def test_first_own_task_happens_as_it_is_shown(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        skip_or_fail("curl is not installed")
+    (_, start), (_, commands), (_, output) = blocks(section("Your first own task"))
+    variable, _, modules = start.split()[0].partition("=")
+    with service_process(tmp_path, {variable: modules}) as service, service.start():
+        assert typed(commands, service.url) == output
+
+
 def test_examples_of_task_handlers_run(tmp_path: Path) -> None:
     modules = [one for kind, one in blocks(section("Your own tasks")) if kind == "python"]
     for name, module in zip(("my_tasks", "my_retries"), modules, strict=True):

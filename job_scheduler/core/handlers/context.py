@@ -1,9 +1,10 @@
 """What a handler may know of its own run."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,11 @@ class Progress:
 
     fraction: float
     message: str | None
+
+
+class _TaskLogger(logging.LoggerAdapter[logging.Logger]):
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> Any:
+        return f"task {(self.extra or {})['task_id']}: {msg}", kwargs
 
 
 class RunContext:
@@ -39,9 +45,7 @@ class RunContext:
         self.token = token
         self.scheduled_for = scheduled_for
         self.deadline = deadline
-        self.logger = logging.LoggerAdapter(
-            logging.getLogger("job_scheduler.task"), {"task_id": task_id, "task_name": name}
-        )
+        self.logger = _TaskLogger(logging.getLogger("job_scheduler.task"), {"task_id": task_id})
         self._report = report
         self._should_stop = False
         self._was_told_to_stop = False
