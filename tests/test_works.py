@@ -25,7 +25,7 @@ from tests.support.app import (
     running,
     task_body,
 )
-from tests.support.isolated import isolated
+from tests.support.process_tasks import isolated
 from tests.support.receiver import Receiver
 from tests.support.services import wait_until
 
