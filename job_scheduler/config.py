@@ -1,12 +1,13 @@
 """Settings, read from the environment and from ``.env`` when the service starts."""
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from psycopg2 import ProgrammingError
 from psycopg2.extensions import make_dsn
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 from sqlalchemy.engine import URL, make_url
@@ -15,8 +16,13 @@ from sqlalchemy.exc import ArgumentError
 from job_scheduler.constants import RESULT_MAX_BYTES, RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
 from job_scheduler.retention_days import parse_retention_days
+from job_scheduler.webhook_allow import Allowed, parse_webhook_allow
+from job_scheduler.webhook_keys import parse_webhook_secret
 
 _DATABASE_FORMS = "postgresql+psycopg2://user:password@host:5432/database or sqlite:///file.db"
+_MEBIBYTE = 1024 * 1024
+_WORKER_MIN_MEBIBYTES = 128
+"""What a worker process needs for itself, and a little more."""
 _REDIS_FORMS = "redis://host:6379/0, rediss://… or unix://…"
 
 
@@ -62,6 +68,41 @@ def _retention_days(text: str) -> str:
     return text
 
 
+def _webhook_allow(text: str) -> str:
+    parse_webhook_allow(text)
+    return text
+
+
+def _webhook_secret(value: SecretStr | None) -> SecretStr | None:
+    return value if value and parse_webhook_secret(value.get_secret_value()) else None
+
+
+def _memory(mebibytes: int) -> int:
+    if 0 < mebibytes < _WORKER_MIN_MEBIBYTES:
+        raise ValueError(f"must be 0 (no limit), or at least {_WORKER_MIN_MEBIBYTES}")
+    return mebibytes
+
+
+def _programs(text: str) -> str:
+    if any("/" in name and not name.startswith("/") for name in _listed(text)):
+        raise ValueError(
+            "must be names of programs or absolute paths, by comma, such as "
+            "pg_dump,/usr/local/bin/backup"
+        )
+    return text
+
+
+def _variables(text: str) -> str:
+    if not all(re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name) for name in _listed(text)):
+        raise ValueError("must be names of variables, by comma, such as PGHOST,PGPASSFILE")
+    return text
+
+
+def _listed(text: str) -> list[str]:
+    """Return what stands in a list with commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
 class Settings(BaseSettings):
     """All that can be configured; ``.env.sample`` documents each with its default."""
 
@@ -80,6 +121,15 @@ class Settings(BaseSettings):
     task_modules: str = ""
     unknown_tasks: UnknownTasks = UnknownTasks.Timer
     threads: int = Field(default=16, ge=1, le=1_000)
+    processes: int = Field(default=4, ge=1, le=1_000)
+    process_memory: Annotated[
+        int,
+        Field(ge=0, le=16 * _MEBIBYTE),
+        BeforeValidator(lambda value: value or 0),
+        AfterValidator(_memory),
+    ] = 0
+    command_allow: Annotated[str, AfterValidator(_programs)] = ""
+    command_env: Annotated[str, AfterValidator(_variables)] = ""
     max_running: int = Field(default=100, ge=1, le=10_000)
     lease_seconds: float = Field(default=15.0, ge=2, le=3_600)
     loop_stall_seconds: float = Field(default=300.0, ge=1, le=86_400)
@@ -88,6 +138,8 @@ class Settings(BaseSettings):
     retention_days: Annotated[str, AfterValidator(_retention_days)] = "30"
     max_result_bytes: int = Field(default=RESULT_MAX_BYTES, ge=1_000, le=RESULT_MAX_BYTES)
     show_tracebacks: bool = False
+    webhook_allow: Annotated[str, AfterValidator(_webhook_allow)] = ""
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_webhook_secret)] = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @property
@@ -106,9 +158,35 @@ class Settings(BaseSettings):
         return parse_retention_days(self.retention_days)
 
     @property
+    def webhooks_allowed(self) -> Allowed:
+        """Which inside hosts and networks webhooks may reach."""
+        return parse_webhook_allow(self.webhook_allow)
+
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """What webhooks are signed with."""
+        secret = self.webhook_secret
+        return () if secret is None else parse_webhook_secret(secret.get_secret_value())
+
+    @property
     def modules(self) -> list[str]:
         """The modules that register the user's task handlers."""
-        return [name for part in self.task_modules.split(",") if (name := part.strip())]
+        return _listed(self.task_modules)
+
+    @property
+    def process_memory_bytes(self) -> int | None:
+        """How much address space a worker process may take, if that is limited."""
+        return self.process_memory * _MEBIBYTE or None
+
+    @property
+    def allowed_commands(self) -> list[str]:
+        """The programs that commands may run."""
+        return _listed(self.command_allow)
+
+    @property
+    def command_variables(self) -> list[str]:
+        """The variables of the service's own environment that commands get, beside the usual."""
+        return _listed(self.command_env)
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -116,7 +194,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises:
         ConfigurationError: in one line, each variable that is wrong, what is allowed, and
-            what was found (the URLs' values, which may hold passwords, are not shown).
+            what was found (the values of URLs and secrets are not shown).
     """
     try:
         return Settings(**overrides)
@@ -129,7 +207,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 def _problem(details: dict[str, Any]) -> str:
     variable = str(details["loc"][0])
-    secret = variable.endswith("_url")
+    secret = variable.endswith(("_url", "_secret"))
     found = "" if secret else f" (found: {details['input']!r})"
     expected = str(details["msg"]).removeprefix("Value error, ")
     return f"{variable.upper()}: {expected[:1].lower()}{expected[1:]}{found}"

@@ -160,5 +160,11 @@ RESULT_MAX_BYTES = 1024 * 1024
 JSON_MAX_DEPTH = 100
 """Levels of nesting in a JSON document, at most (a response nests a few more)."""
 
+COMMAND_MAX_PARTS = 100
+"""Texts in a command, at most: the program and its arguments."""
+
+COMMAND_PART_MAX_LENGTH = 4_096
+"""Characters in each of them, at most."""
+
 LIST_DEFAULT_LIMIT = 1_000
 LIST_MAX_LIMIT = 10_000

@@ -13,8 +13,9 @@ import pytest
 
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.core import store as statements
-from job_scheduler.core.dispatcher import QUEUE_MAX, Dispatcher, Lane
+from job_scheduler.core.dispatcher import QUEUE_MAX, Dispatcher
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.lanes import Lane
 from job_scheduler.core.places import Place
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database, build_engine
@@ -150,7 +151,7 @@ def test_name_that_is_not_utf_8_hides_no_other_task(store: Backend) -> None:
 
 
 def test_due_queue_is_bounded() -> None:
-    async def never(_task_id: str, _place: Place) -> None:
+    async def never(_task: DueTask, _place: Place) -> None:
         raise AssertionError("there is no capacity")
 
     async def scenario() -> int:
@@ -168,9 +169,10 @@ def test_full_memory_is_no_outage(store: Backend) -> None:
         services = services_of(client)
         due = parse_time(client.get("/health").json()["time"])
         before = services.sweep.last_at
-        services.dispatcher._lanes.append(
-            Lane(0, queue=[DueTask(due, str(number), "x") for number in range(QUEUE_MAX)])
-        )
+        full = Lane(0)
+        for number in range(QUEUE_MAX):
+            full.put(DueTask(due, str(number), "x"))
+        services.dispatcher._lanes.append(full)
         assert client.portal is not None
         assert client.portal.call(services.sweep.sweep) == 0
         assert services.sweep.last_at != before

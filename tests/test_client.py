@@ -21,9 +21,11 @@ from sqlalchemy.pool import NullPool
 from job_scheduler.client import enqueue
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import BODY_MAX_BYTES
-from job_scheduler.core.dispatcher import Dispatcher, Lane
+from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.lanes import Lane
 from job_scheduler.core.places import Place
+from job_scheduler.core.store import DueTask
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.core.wakeups import Wakeups
@@ -351,8 +353,8 @@ def test_notification_starts_a_task_long_before_the_sweep_would(
         begun: list[str] = []
         both = asyncio.Event()
 
-        async def run(task_id: str, _place: Place) -> None:
-            begun.append(task_id)
+        async def run(task: DueTask, _place: Place) -> None:
+            begun.append(task.task_id)
             if len(begun) == 2:
                 both.set()
 

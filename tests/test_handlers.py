@@ -95,7 +95,7 @@ def test_users_handler_replaces_a_built_in_one(store: Backend, registry: Handler
     registry.task("send_report")(lambda: "mine")
     registry.task("b")(lambda: None)
     with running(store, registry) as client:
-        assert services_of(client).registry.names() == ["b", "send_report"]
+        assert services_of(client).works.registry.names() == ["b", "send_report"]
         task = post(client, name="send_report", run_at=later(0))
         assert finished(client, task["task_id"])["result"] == "mine"
 

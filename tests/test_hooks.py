@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from job_scheduler.constants import OnCrash
 from job_scheduler.core.claims import Run
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.hooks import hook_of
@@ -113,7 +114,7 @@ def test_crash_calls_for_the_hook_of_what_it_makes_of_the_task(
     now = datetime(2027, 7, 1, tzinfo=UTC)
     attempts = 2 if on_crash == "retry" else 1
     run = Run("id", "token", "me", 1, attempts, on_crash, now, now, "probe", None, {"url": "u"})
-    hook = hook_of(run, decide(outcome, 1, attempts, on_crash))
+    hook = hook_of(run, decide(outcome, 1, attempts, on_crash and OnCrash(on_crash)))
     assert (hook and hook["body"]["type"]) == kind
 
 

@@ -386,60 +386,72 @@ def test_bad_limit_on_the_decorator_is_refused(option: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------- the statements
 
 
-async def test_keyed_task_is_claimed_only_with_a_look_at_its_limit(
+def test_keyed_task_is_claimed_only_with_a_look_at_its_limit(
     store: Backend, registry: HandlerRegistry
 ) -> None:
-    task_id = store.insert_task(run_at=later(-1), concurrency_key="k")
-    async with bench(store, registry) as one:
-        await one.runner.run_task(task_id, is_limited=False)
-        assert store.row(task_id)["status"] == "scheduled"
-        [put_back] = one.put_back
-        assert (put_back.task_id, put_back.is_limited) == (task_id, True)
-        await one.runner.run_task(task_id)
-    assert store.row(task_id)["status"] == "done"
+    async def scenario() -> None:
+        task_id = store.insert_task(run_at=later(-1), concurrency_key="k")
+        async with bench(store, registry) as one:
+            await one.runner.run_task(task_id, is_limited=False)
+            assert store.row(task_id)["status"] == "scheduled"
+            [put_back] = one.put_back
+            assert (put_back.task_id, put_back.is_limited) == (task_id, True)
+            await one.runner.run_task(task_id)
+        assert store.row(task_id)["status"] == "done"
+
+    asyncio.run(scenario())
 
 
-async def test_claim_of_unknown_outcome_is_repeated_without_harm(
+def test_claim_of_unknown_outcome_is_repeated_without_harm(
     store: Backend, registry: HandlerRegistry
 ) -> None:
-    ids = [store.insert_task(run_at=later(-5 + n), concurrency_key="k") for n in range(3)]
-    requests = [ClaimRequest(task_id, new_token()) for task_id in ids]
-    async with bench(store, registry) as one:
+    async def scenario() -> None:
+        ids = [store.insert_task(run_at=later(-5 + n), concurrency_key="k") for n in range(3)]
+        requests = [ClaimRequest(task_id, new_token()) for task_id in ids]
+        async with bench(store, registry) as one:
 
-        async def claim(*, repeated: bool = False) -> list[Any]:
-            answers: list[Any] = await one.database.write(
-                claim_within_limits, one.instance_id, requests, {}, repeated=repeated
+            async def claim(*, repeated: bool = False) -> list[Any]:
+                answers: list[Any] = await one.database.write(
+                    claim_within_limits, one.instance_id, requests, {}, repeated=repeated
+                )
+                return answers
+
+            first = await claim()
+            again = await claim(repeated=True)
+        assert [isinstance(answer, Claim) for answer in first] == [True, False, False]
+        assert again == first
+        assert [store.row(task_id)["blocked_by"] for task_id in ids] == [None, "key:k", "key:k"]
+
+    asyncio.run(scenario())
+
+
+def test_only_one_instance_lets_go_at_a_time(store: Backend) -> None:
+    async def scenario() -> None:
+        store.insert_task(run_at=later(-60), blocked_by="handler:gone")
+        if store.dialect == "sqlite":
+            pytest.skip("on SQLite whoever writes is alone")
+        with store.database() as mine, store.database() as theirs, mine.writing() as connection:
+            assert len(let_go(connection, {}, "")[0]) == 1
+            assert await theirs.write(let_go, {}, "x") == ([], "x")
+
+    asyncio.run(scenario())
+
+
+def test_look_goes_on_where_the_last_one_has_ended(store: Backend) -> None:
+    async def scenario() -> None:
+        for number in range(250):
+            store.insert_task(
+                run_at=later(-60), concurrency_key=f"{number:03}", blocked_by=f"key:{number:03}"
             )
-            return answers
+        offered: list[DueTask] = []
+        with store.database() as database:
+            unblocking = Unblocking(database, {}, offered.extend)
+            await unblocking.look()
+            assert len(offered) == 200
+            await unblocking.look()
+            assert len(offered) == 250
+            await unblocking.look()
+        assert len({task.task_id for task in offered}) == 250
+        assert store.count("blocked_by IS NOT NULL") == 0
 
-        first = await claim()
-        again = await claim(repeated=True)
-    assert [isinstance(answer, Claim) for answer in first] == [True, False, False]
-    assert again == first
-    assert [store.row(task_id)["blocked_by"] for task_id in ids] == [None, "key:k", "key:k"]
-
-
-async def test_only_one_instance_lets_go_at_a_time(store: Backend) -> None:
-    store.insert_task(run_at=later(-60), blocked_by="handler:gone")
-    if store.dialect == "sqlite":
-        pytest.skip("on SQLite whoever writes is alone")
-    with store.database() as mine, store.database() as theirs, mine.writing() as connection:
-        assert len(let_go(connection, {}, "")[0]) == 1
-        assert await theirs.write(let_go, {}, "x") == ([], "x")
-
-
-async def test_look_goes_on_where_the_last_one_has_ended(store: Backend) -> None:
-    for number in range(250):
-        store.insert_task(
-            run_at=later(-60), concurrency_key=f"{number:03}", blocked_by=f"key:{number:03}"
-        )
-    offered: list[DueTask] = []
-    with store.database() as database:
-        unblocking = Unblocking(database, {}, offered.extend)
-        await unblocking.look()
-        assert len(offered) == 200
-        await unblocking.look()
-        assert len(offered) == 250
-        await unblocking.look()
-    assert len({task.task_id for task in offered}) == 250
-    assert store.count("blocked_by IS NOT NULL") == 0
+    asyncio.run(scenario())

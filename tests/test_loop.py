@@ -30,23 +30,31 @@ class Steps:
             await asyncio.wait_for(self._condition.wait_for(lambda: self.taken >= number), 10)
 
 
-async def test_step_that_fails_is_logged_and_followed_by_the_next(
+def test_step_that_fails_is_logged_and_followed_by_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    steps = Steps(ZeroDivisionError("once"), DatabaseUnavailable())
-    loop = asyncio.ensure_future(Loop(steps.step, 0.001, "a look").run())
-    await steps.reach(4)
-    loop.cancel()
-    # An outage is no failure of the step; the sweep tells of it.
-    assert [record.message for record in caplog.records] == ["a look failed; the next one follows"]
+    async def scenario() -> None:
+        steps = Steps(ZeroDivisionError("once"), DatabaseUnavailable())
+        loop = asyncio.ensure_future(Loop(steps.step, 0.001, "a look").run())
+        await steps.reach(4)
+        loop.cancel()
+        # An outage is no failure of the step; the sweep tells of it.
+        assert [record.message for record in caplog.records] == [
+            "a look failed; the next one follows"
+        ]
+
+    asyncio.run(scenario())
 
 
-async def test_step_is_taken_at_once_when_the_loop_is_woken() -> None:
-    steps = Steps()
-    loop = Loop(steps.step, 3600, "a look")
-    running = asyncio.ensure_future(loop.run())
-    for number in range(1, 4):
-        await steps.reach(number)
-        loop.wake()
-    await steps.reach(4)
-    running.cancel()
+def test_step_is_taken_at_once_when_the_loop_is_woken() -> None:
+    async def scenario() -> None:
+        steps = Steps()
+        loop = Loop(steps.step, 3600, "a look")
+        running = asyncio.ensure_future(loop.run())
+        for number in range(1, 4):
+            await steps.reach(number)
+            loop.wake()
+        await steps.reach(4)
+        running.cancel()
+
+    asyncio.run(scenario())

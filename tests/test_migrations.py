@@ -224,7 +224,8 @@ def test_name_and_run_at_alone_make_a_valid_task(store: Backend) -> None:
     row = store.row(task_ids[0])
     assert row["run_at"] == datetime(2027, 7, 1, 10, tzinfo=UTC)
     assert (row["status"], row["attempt"], row["max_attempts"]) == (TaskStatus.Scheduled, 0, 1)
-    given = {"task_id", "name", "run_at", "status", "attempt", "max_attempts"}
+    assert row["priority"] == 0
+    given = {"task_id", "name", "run_at", "status", "attempt", "max_attempts", "priority"}
     given |= {"created_at", "updated_at"}
     assert {name: value for name, value in row.items() if name not in given} == dict.fromkeys(
         row.keys() - given

@@ -18,8 +18,9 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
 from job_scheduler.clock import SystemClock
-from job_scheduler.core.dispatcher import RECORDING_MAX, Dispatcher, Lane
+from job_scheduler.core.dispatcher import RECORDING_MAX, Dispatcher
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.lanes import Lane
 from job_scheduler.core.places import Place
 from job_scheduler.core.scheduler import LoopScheduler
 from job_scheduler.core.store import DueTask, due_tasks
@@ -544,7 +545,8 @@ class Runs:
         self.free: dict[str, Callable[[], None]] = {}
         self.room = 0
 
-    async def __call__(self, task_id: str, place: Place) -> None:
+    async def __call__(self, task: DueTask, place: Place) -> None:
+        task_id = task.task_id
         self.begun.append(task_id)
         self.free[task_id] = place.free
         self.gates[task_id] = asyncio.get_running_loop().create_future()
@@ -579,7 +581,7 @@ def dispatching(
     async def run() -> None:
         runs = Runs()
         chosen = {name: Lane(size) for name, size in (lanes or {"probe": max_running}).items()}
-        dispatcher = Dispatcher(runs, chosen.__getitem__, max_running, runs.note_room)
+        dispatcher = Dispatcher(runs, lambda task: chosen[task.name], max_running, runs.note_room)
         await scenario(dispatcher, runs)
 
     asyncio.run(run())

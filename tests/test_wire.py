@@ -179,7 +179,7 @@ def test_closed_connections_are_replaced_unnoticed_by_the_heart_and_by_a_report(
 ) -> None:
     with running(store, registry, lease_seconds=60) as client:
         services = services_of(client)
-        report = services.registry.get("send_report")
+        report = services.works.registry.get("send_report")
         assert report is not None
         for _ in range(2):
             store.sql(

@@ -283,27 +283,30 @@ def test_progress_is_from_0_to_1(fraction: float) -> None:
         context.progress(fraction)
 
 
-async def test_progress_that_cannot_be_stored_holds_no_result_up(
-    store: Backend, caplog: pytest.LogCaptureFixture
+def test_progress_that_cannot_be_stored_holds_no_result_up(
+    store: Backend, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    registry = HandlerRegistry()
+    async def scenario() -> None:
+        registry = HandlerRegistry()
 
-    @registry.task("probe")
-    async def probe(context: RunContext) -> str:
-        context.progress(0.5)
-        store.sql("ALTER TABLE scheduled_tasks RENAME COLUMN progress TO elsewhere")
-        return "all of it"
+        @registry.task("probe")
+        async def probe(context: RunContext) -> str:
+            context.progress(0.5)
+            store.sql("ALTER TABLE scheduled_tasks RENAME COLUMN progress TO elsewhere")
+            return "all of it"
 
-    task_id = store.insert_task(run_at=later(-1))
-    async with bench(store, registry) as one:
-        run = asyncio.ensure_future(one.runner.run_task(task_id))
-        try:
-            await asyncio.wait([run], timeout=15)
-        finally:
-            store.sql("ALTER TABLE scheduled_tasks RENAME COLUMN elsewhere TO progress")
-        await run
-    assert store.row(task_id)["result"] == "all of it"
-    assert "its progress could not be stored" in caplog.text
+        task_id = store.insert_task(run_at=later(-1))
+        async with bench(store, registry) as one:
+            run = asyncio.ensure_future(one.runner.run_task(task_id))
+            try:
+                await asyncio.wait([run], timeout=15)
+            finally:
+                store.sql("ALTER TABLE scheduled_tasks RENAME COLUMN elsewhere TO progress")
+            await run
+        assert store.row(task_id)["result"] == "all of it"
+        assert "its progress could not be stored" in capfd.readouterr().err
+
+    asyncio.run(scenario())
 
 
 def test_context_tells_when_and_how_long(store: Backend, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,16 +1,17 @@
 """What the pending tasks in a database ask for, and whether this release's handlers can do it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.store import FETCHED_AT_ONCE, tasks
+from job_scheduler.core.store import tasks, tasks_after
 from job_scheduler.exceptions import in_words
 
 _EXAMPLES = 3
+_PAGE = 5_000
 
 
 @dataclass(slots=True)
@@ -74,17 +75,23 @@ def in_lines(found: Check, registry: HandlerRegistry) -> Iterator[str]:
         yield "All of them can be run."
 
 
-def _pending(connection: Connection) -> Iterable[tuple[str, str, Any, bool | None]]:
+def _pending(connection: Connection) -> Iterator[tuple[str, str, Any, bool | None]]:
     """Yield what the pending tasks ask their handlers, without holding them all in memory."""
     asked = (
-        select(tasks.c.task_id, tasks.c.name, tasks.c.payload, tasks.c.expects_handler)
+        select(
+            *(tasks.c.run_at, tasks.c.task_id),
+            *(tasks.c.name, tasks.c.payload, tasks.c.expects_handler),
+        )
         .where(
             tasks.c.status.in_(["scheduled", "running"]),
             tasks.c.webhook.is_(None),
             tasks.c.command.is_(None),
         )
         .order_by(tasks.c.run_at, tasks.c.task_id)
+        .limit(_PAGE)
     )
-    result = connection.execution_options(yield_per=FETCHED_AT_ONCE).execute(asked)
-    for row in result:
-        yield row.task_id, row.name, row.payload, row.expects_handler
+    page = asked
+    while rows := connection.execute(page).all():
+        for row in rows:
+            yield row.task_id, row.name, row.payload, row.expects_handler
+        page = asked.where(tasks_after((rows[-1].run_at, rows[-1].task_id)))

@@ -10,6 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from job_scheduler.constants import (
     BATCH_MAX_TASKS,
+    COMMAND_MAX_PARTS,
+    COMMAND_PART_MAX_LENGTH,
     MAX_ATTEMPTS_LIMIT,
     NAME_MAX_LENGTH,
     PRIORITY_MAX,
@@ -68,6 +70,31 @@ def _canonical_uuid(text: str) -> str:
     return canonical
 
 
+def parse_command(value: object) -> object:
+    """Return `value`, a program and its arguments, as it is.
+
+    Raises:
+        PydanticCustomError: it is something else, or too long.
+    """
+    if not (
+        isinstance(value, list)
+        and 1 <= len(value) <= COMMAND_MAX_PARTS
+        and all(_is_part(part) for part in value)
+        and value[0]
+    ):
+        raise PydanticCustomError(
+            "command",
+            f"Must be a JSON array of 1 to {COMMAND_MAX_PARTS} texts: a program, which is not "
+            f"empty, and its arguments. Each has at most {COMMAND_PART_MAX_LENGTH} characters, and "
+            "no NUL.",
+        )
+    return value
+
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= COMMAND_PART_MAX_LENGTH and "\0" not in value
+
+
 def whole_number(value: object) -> object:
     """Return 3.0 as 3: to JSON they are the same number. The rest is left as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -108,6 +135,22 @@ Uuid = Annotated[str, WithJsonSchema(_UUID_SCHEMA)]
 
 
 _WITHOUT_NUL = r"^[^\x00]*$"
+_PART_SCHEMA = {"type": "string", "maxLength": COMMAND_PART_MAX_LENGTH, "pattern": _WITHOUT_NUL}
+
+Command = Annotated[
+    list[str],
+    BeforeValidator(parse_command),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": COMMAND_MAX_PARTS,
+            "prefixItems": [_PART_SCHEMA | {"minLength": 1}],
+            "items": _PART_SCHEMA,
+        }
+    ),
+]
+
 _OBJECT = Field(json_schema_extra={"propertyNames": {"pattern": _WITHOUT_NUL}})
 
 

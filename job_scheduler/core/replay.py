@@ -75,7 +75,9 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
         .with_for_update(key_share=True, skip_locked=True)
         .cte("locked")
     )
-    due = literal_column(f"({later_sql(connection.dialect.name, 'chosen.seconds')})")
+    due: ColumnElement[Any] = literal_column(
+        f"({later_sql(connection.dialect.name, 'chosen.seconds')})"
+    )
     again = (
         update(tasks)
         .where(
@@ -101,7 +103,9 @@ def _scheduled_for(due: ColumnElement[Any]) -> dict[str, Any]:
 
 
 def _conditions(wanted: Replay) -> list[ColumnElement[bool]]:
-    conditions = [tasks.c.status.in_([status.value for status in wanted.status])]
+    conditions: list[ColumnElement[bool]] = [
+        tasks.c.status.in_([status.value for status in wanted.status])
+    ]
     if wanted.name is not None:
         conditions.append(tasks.c.name == wanted.name)
     if wanted.finished_after is not None:

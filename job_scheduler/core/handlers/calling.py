@@ -20,6 +20,7 @@ from job_scheduler.core.outcomes import (
     Failed,
     NotStarted,
     Outcome,
+    RetryIn,
     Succeeded,
     TooLate,
 )
@@ -79,12 +80,12 @@ class _Call:
         looked whether it should stop.
         """
         match outcome:
-            case Succeeded(result) if self.is_cancelled and self.context.was_told_to_stop:
-                return Cancelled(result)
-            case Succeeded():
-                return outcome
+            case Succeeded(said) if self.is_cancelled and self.context.was_told_to_stop:
+                return Cancelled(said)
+            case Failed(said) | RetryIn(said) if self.is_cancelled:
+                return Cancelled(said)
             case _:
-                return Cancelled(_CANCELLED) if self.is_cancelled else outcome
+                return outcome
 
 
 class Caller:

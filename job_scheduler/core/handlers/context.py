@@ -49,6 +49,7 @@ class RunContext:
         self._report = report
         self._should_stop = False
         self._was_told_to_stop = False
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def should_stop(self) -> bool:
@@ -67,6 +68,14 @@ class RunContext:
     def ask_to_stop(self) -> None:
         """Let `should_stop` be true from now on."""
         self._should_stop = True
+        for listener in self._listeners:
+            listener()
+
+    def on_stop(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called when `should_stop` becomes true; at once where it is."""
+        self._listeners.append(listener)
+        if self._should_stop:
+            listener()
 
     def progress(self, fraction: float, message: str | None = None) -> None:
         """Let the API show how far this run has come, from 0 to 1; call it as often as you like.

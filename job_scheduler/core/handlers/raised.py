@@ -8,6 +8,9 @@ from job_scheduler.constants import SECONDS_MAX
 class Fail(Exception):
     """The task is failed, and not tried again; the text is its result."""
 
+    details = ""
+    """Where it was raised in another process: its traceback there."""
+
 
 class RetryLater(Exception):
     """The task is tried again `after` some seconds, while attempts are left.
@@ -18,6 +21,9 @@ class RetryLater(Exception):
     Raises:
         ValueError: `after` is negative, or beyond a year.
     """
+
+    details = ""
+    """As of ``Fail``."""
 
     def __init__(
         self,

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.claims import Claim
+from job_scheduler.core.fields import Command
 from job_scheduler.core.handlers.context import RunContext
 from job_scheduler.core.handlers.options import Options
 from job_scheduler.core.handlers.processes.commands import Commands
@@ -35,6 +36,7 @@ from job_scheduler.exceptions import (
 
 _WEBHOOK_OPTIONS = Options(timeout=TIMEOUT_SECONDS)
 _COMMAND_OPTIONS = Options()
+_COMMAND: TypeAdapter[list[str]] = TypeAdapter(Command)
 _PARKED_SECONDS = (60.0, 600.0)
 """What a task waits whose handler is missing: half of what it is late, within these bounds."""
 
@@ -119,7 +121,7 @@ class Works:
         if claim.webhook is not None:
             return Work(partial(self._send, claim.webhook), True, _WEBHOOK_OPTIONS)
         if claim.command is not None:
-            return Work(partial(self._commands.run, claim.command), True, _COMMAND_OPTIONS)
+            return Work(partial(self._run, claim.command), True, _COMMAND_OPTIONS)
         handler = self.registry.get(claim.name)
         if handler is None:
             return self._without_handler(claim)
@@ -131,6 +133,13 @@ class Works:
 
     async def _send(self, stored: Any, context: RunContext) -> Any:
         return await self._webhooks.send(stored_webhook(stored), context)
+
+    async def _run(self, stored: Any, context: RunContext) -> Any:
+        try:
+            command = _COMMAND.validate_python(stored)
+        except ValidationError as error:
+            raise Fail(f"this command cannot be run: {error.errors()[0]['msg']}") from None
+        return await self._commands.run(command, context)
 
     def _handle(self, handler: Handler, payload: dict[str, Any], context: RunContext) -> Any:
         try:
