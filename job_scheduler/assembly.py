@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -25,16 +24,9 @@ from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.built_in import with_built_in
 from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.handlers.modules import import_task_modules
-from job_scheduler.core.handlers.processes.commands import Commands, environment_of_commands
-from job_scheduler.core.handlers.processes.pool import Workers
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from job_scheduler.core.handlers.webhook.guard import Guard
-from job_scheduler.core.handlers.webhook.sending import WebhookSender
-from job_scheduler.core.handlers.webhook.transport import GuardedTransport
-from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
-from job_scheduler.core.lanes import Lane
 from job_scheduler.core.locks import InProcessLock, TaskLock
 from job_scheduler.core.loop import Loop
 from job_scheduler.core.places import Place
@@ -63,6 +55,7 @@ from job_scheduler.process import own_identity
 from job_scheduler.redis_client import RedisTaskLock, build_redis
 from job_scheduler.signals import stop_signals
 from job_scheduler.threads import DaemonThreads
+from job_scheduler.works_assembly import build_lanes, build_works
 
 _logger = logging.getLogger(__name__)
 
@@ -124,7 +117,7 @@ async def start(
     threads = DaemonThreads(settings.threads, "handler")
     stack.callback(threads.close)
     registry = with_built_in(registry, database, clock)
-    works = _build_works(stack, settings, registry, clock)
+    works = build_works(stack, settings, registry, clock)
     progress = ProgressBoard(database)
     caller = Caller(works, threads, progress.note, settings.max_result_bytes)
 
@@ -150,7 +143,7 @@ async def start(
     def run_task(task: DueTask, place: Place) -> Coroutine[Any, Any, None]:
         return runner.run_task(task.task_id, place, is_limited=works.is_limited(task))
 
-    lane_of = _lanes(works, settings)
+    lane_of = build_lanes(works, settings)
     dispatcher = Dispatcher(
         run_task, lane_of, settings.max_running, on_room=lambda: sweep.note_room()
     )
@@ -232,35 +225,6 @@ def _lock(settings: Settings, clock: Clock) -> TaskLock:
     if settings.redis_url is None:
         return InProcessLock()
     return RedisTaskLock(build_redis(settings.redis_url.get_secret_value()), clock)
-
-
-def _build_works(
-    stack: AsyncExitStack, settings: Settings, registry: HandlerRegistry, clock: Clock
-) -> Works:
-    """Build what carries out webhooks, commands and isolated handlers."""
-    guard = Guard(settings.webhooks_allowed)
-    webhooks = WebhookSender(GuardedTransport(guard), settings.webhook_keys, clock)
-    stack.push_async_callback(webhooks.close)
-    workers = Workers(
-        settings.processes, settings.modules, settings.process_memory_bytes, settings.log_level
-    )
-    stack.push_async_callback(workers.close)
-    environment = environment_of_commands(os.environ, settings.command_variables)
-    commands = Commands(settings.allowed_commands, environment)
-    return Works(registry, guard, webhooks, commands, workers, settings.unknown_tasks)
-
-
-def _lanes(works: Works, settings: Settings) -> Callable[[DueTask], Lane]:
-    """Return which lane a task runs in: plain handlers need a thread each, others a process."""
-    in_threads, in_processes = Lane(settings.threads), Lane(settings.processes)
-    on_loop = Lane(settings.max_running)
-
-    def lane_of(task: DueTask) -> Lane:
-        if works.needs_process(task):
-            return in_processes
-        return in_threads if works.needs_thread(task) else on_loop
-
-    return lane_of
 
 
 @asynccontextmanager

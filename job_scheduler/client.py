@@ -24,9 +24,9 @@ from sqlalchemy.orm import Session, scoped_session
 from job_scheduler import strict_json
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import BODY_MAX_BYTES, CHANNEL
+from job_scheduler.core.columns import NOW_SQL, database_now
 from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
-from job_scheduler.core.models import NOW_SQL, database_now
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import TaskRow, tasks
 from job_scheduler.exceptions import InvalidBody, TaskConflict

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from job_scheduler.calls import Call, Line
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
-from job_scheduler.core.models import UtcDateTime
+from job_scheduler.core.columns import UtcDateTime
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import ConfigurationError, DatabaseUnavailable

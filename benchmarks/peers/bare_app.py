@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from job_scheduler.core.schemas import Task, TaskCreate
+from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.schemas_task import Task
 from job_scheduler.identifiers import new_task_id
 
 app = FastAPI()

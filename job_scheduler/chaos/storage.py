@@ -18,8 +18,8 @@ from job_scheduler.chaos.history import Asked, Row, Run, Sighting
 from job_scheduler.chaos.plan import FAR_SECONDS
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import RunOutcome, TaskStatus
+from job_scheduler.core.columns import database_now
 from job_scheduler.core.instances import instances
-from job_scheduler.core.models import database_now
 from job_scheduler.core.records import task_runs
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine

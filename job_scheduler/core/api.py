@@ -15,7 +15,8 @@ from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus
 from job_scheduler.core import idempotency, store
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
-from job_scheduler.core.schemas import ListQuery, Message, Task, TaskCreate
+from job_scheduler.core.schemas import ListQuery, Message, TaskCreate
+from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems

@@ -22,7 +22,8 @@ from job_scheduler.core import idempotency
 from job_scheduler.core.batch_body import parse
 from job_scheduler.core.creation import NewTask, create_all
 from job_scheduler.core.fields import EXAMPLE_ID
-from job_scheduler.core.schemas import Task, TaskBatch, TaskCreate
+from job_scheduler.core.schemas import TaskBatch, TaskCreate
+from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
 from job_scheduler.dependencies import Services, ServicesDep

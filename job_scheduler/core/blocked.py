@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, func, literal_column, select, text, update
 
+from job_scheduler.core.columns import database_now
 from job_scheduler.core.limited import blocked_tasks, usage_of
 from job_scheduler.core.limits import KEY, Limits, Usage, room_of
-from job_scheduler.core.models import database_now
 from job_scheduler.core.store import DUE_COLUMNS, DueTask, tasks
 
 _NAMES_MAX = 200

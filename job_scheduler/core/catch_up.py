@@ -13,7 +13,8 @@ from typing import Any, cast
 from sqlalchemy import Connection, Table, delete, insert, select, text, update
 
 from job_scheduler.core import overdue
-from job_scheduler.core.models import CatchUp, database_now
+from job_scheduler.core.columns import database_now
+from job_scheduler.core.models import CatchUp
 from job_scheduler.exceptions import NothingHeld
 
 catch_up = cast("Table", CatchUp.__table__)

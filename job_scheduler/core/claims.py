@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Row, case, func, select
 
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, TaskStatus
+from job_scheduler.core.columns import NOW_SQL, UtcDateTime
 from job_scheduler.core.given import given_rows, returning
-from job_scheduler.core.models import NOW_SQL, UtcDateTime
 from job_scheduler.core.store import DUE_COLUMNS, DueTask, tasks
 
 

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Result, select
 
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
+from job_scheduler.core.columns import NOW_SQL
 from job_scheduler.core.given import given_rows, returning
-from job_scheduler.core.models import NOW_SQL
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import (
     COMMAND,

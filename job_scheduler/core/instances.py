@@ -8,7 +8,8 @@ from typing import cast
 from sqlalchemy import Connection, Table, delete, insert, select, text, update
 
 from job_scheduler.constants import InstanceState
-from job_scheduler.core.models import Instance, database_now
+from job_scheduler.core.columns import database_now
+from job_scheduler.core.models import Instance
 from job_scheduler.process import ProcessIdentity
 
 instances = cast("Table", Instance.__table__)

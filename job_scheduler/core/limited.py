@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Table, bindparam, func, literal_column, selec
 from job_scheduler import strict_json
 from job_scheduler.core import claims
 from job_scheduler.core.claims import Claim, ClaimRequest
+from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now
 from job_scheduler.core.given import given_rows
 from job_scheduler.core.limits import (
     HANDLER,
@@ -28,7 +29,7 @@ from job_scheduler.core.limits import (
     admit,
     names_of,
 )
-from job_scheduler.core.models import NOW_SQL, RateLimit, UtcDateTime, database_now
+from job_scheduler.core.models import RateLimit
 from job_scheduler.core.store import DUE_AT, DueTask, tasks
 
 rate_limits = cast("Table", RateLimit.__table__)

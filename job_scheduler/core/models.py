@@ -5,35 +5,25 @@ program's own transaction is a valid task. Times are UTC: ``timestamptz`` on Pos
 ``YYYY-MM-DD HH:MM:SS.ffffff`` on SQLite. UUIDs are text for Python on both.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
-    ColumnElement,
-    DateTime,
-    Dialect,
     Double,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     SmallInteger,
-    String,
     Text,
-    TypeDecorator,
     text,
 )
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.sql.compiler import SQLCompiler
 
-from job_scheduler import strict_json
 from job_scheduler.constants import (
     PRIORITY_MAX,
     SECONDS_MAX,
@@ -42,110 +32,17 @@ from job_scheduler.constants import (
     RunOutcome,
     TaskStatus,
 )
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware instant in UTC."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Hand the driver what the column stores."""
-        if value is None:
-            return None
-        utc = value.astimezone(UTC)
-        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return an aware instant in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
-
-
-class JsonText(TypeDecorator[Any]):
-    """JSON as text, for SQLite: its own JSON column would turn a large number into a float."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, _dialect: Dialect) -> str | None:
-        """Hand the driver what the column stores."""
-        return None if value is None else strict_json.dumps(value)
-
-    def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:
-        """Return the parsed document."""
-        return None if value is None else strict_json.loads(value)
-
-
-class database_now(ColumnElement[datetime]):  # noqa: N801 (reads as the SQL function it is)
-    """The database's clock at the statement (not at the transaction's begin)."""
-
-    type = UtcDateTime()
-    inherit_cache = True
-
-
-class new_uuid(ColumnElement[str]):  # noqa: N801 (reads as the SQL function it is)
-    """A UUIDv7 made by the database (RFC 9562, section 5.7)."""
-
-    type = String(36)
-    inherit_cache = True
-
-
-NOW_SQL = {
-    "postgresql": "statement_timestamp()",
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
-}
-"""The database's clock, for statements written as text; SQLite's ticks in milliseconds.
-
-It is read once a statement, so that all times which a statement writes agree.
-"""
-
-
-def later_sql(dialect: str, seconds: str) -> str:
-    """Return the database's clock plus some `seconds`, for statements written as text."""
-    if dialect == "postgresql":
-        # Not clock_timestamp(): with a value that changes under way no index could be bounded.
-        return f"{NOW_SQL[dialect]} + make_interval(secs => {seconds})"
-    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
-
+from job_scheduler.core.columns import (
+    JSON_TYPE,
+    JSON_TYPE_SQL,
+    UUID_TYPE,
+    UtcDateTime,
+    database_now,
+    new_uuid,
+)
 
 DUE_WHERE = "status = 'scheduled' AND missed_at IS NULL AND blocked_by IS NULL"
 """The condition on what is to be run when its time has come; partial indexes stand under it."""
-
-JSON_TYPE_SQL = {"postgresql": "json_typeof", "sqlite": "json_type"}
-"""The function that tells the type of a JSON value."""
-
-
-@compiles(database_now)
-def _compile_now(_element: object, compiler: SQLCompiler, **_: Any) -> str:
-    # Parentheses: SQLite wants them around a default that is an expression.
-    return f"({NOW_SQL[compiler.dialect.name]})"
-
-
-@compiles(new_uuid, "postgresql")
-def _compile_uuid_postgresql(_element: object, _compiler: SQLCompiler, **_: Any) -> str:
-    # A random UUID whose first 48 bits are replaced by Unix milliseconds, version bits by 0111.
-    milliseconds = "int8send((extract(epoch from clock_timestamp()) * 1000)::bigint)"
-    return (
-        "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) "
-        f"placing substring({milliseconds} from 3) from 1 for 6), 52, 1), 53, 1), 'hex')::uuid"
-    )
-
-
-@compiles(new_uuid, "sqlite")
-def _compile_uuid_sqlite(_element: object, _compiler: SQLCompiler, **_: Any) -> str:
-    milliseconds = "printf('%012x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))"
-    return (
-        f"(lower(substr({milliseconds}, 1, 8) || '-' || substr({milliseconds}, 9, 4) || '-7' || "
-        "substr(hex(randomblob(2)), 2) || '-' || substr('89AB', 1 + (random() & 3), 1) || "
-        "substr(hex(randomblob(2)), 2) || '-' || hex(randomblob(6))))"
-    )
-
-
-_Uuid = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
-_Json = JSON(none_as_null=True).with_variant(JsonText(), "sqlite")
 
 
 def _one_of(column: str, values: type[StrEnum]) -> str:
@@ -180,36 +77,36 @@ class ScheduledTask(Base):
 
     __tablename__ = "scheduled_tasks"
 
-    task_id: Mapped[str] = mapped_column(_Uuid, primary_key=True, server_default=new_uuid())
+    task_id: Mapped[str] = mapped_column(UUID_TYPE, primary_key=True, server_default=new_uuid())
     name: Mapped[str] = mapped_column(Text)
     run_at: Mapped[datetime] = mapped_column(UtcDateTime)
     status: Mapped[str] = mapped_column(Text, server_default=TaskStatus.Scheduled.value)
-    result: Mapped[Any | None] = mapped_column(_Json)
-    payload: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    result: Mapped[Any | None] = mapped_column(JSON_TYPE)
+    payload: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
     attempt: Mapped[int] = mapped_column(Integer, server_default="0")
     max_attempts: Mapped[int] = mapped_column(Integer, server_default="1")
     on_crash: Mapped[str | None] = mapped_column(Text)
-    retry_delay: Mapped[Any | None] = mapped_column(_Json)
+    retry_delay: Mapped[Any | None] = mapped_column(JSON_TYPE)
     retry_max_delay: Mapped[float | None] = mapped_column(Double)
     start_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
     timeout: Mapped[float | None] = mapped_column(Double)
-    webhook: Mapped[dict[str, Any] | None] = mapped_column(_Json)
-    command: Mapped[list[str] | None] = mapped_column(_Json)
-    on_done: Mapped[dict[str, Any] | None] = mapped_column(_Json)
-    on_failed: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
+    command: Mapped[list[str] | None] = mapped_column(JSON_TYPE)
+    on_done: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
+    on_failed: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
     priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     concurrency_key: Mapped[str | None] = mapped_column(Text)
     max_running: Mapped[int | None] = mapped_column(Integer)
     blocked_by: Mapped[str | None] = mapped_column(Text)
-    caused_by: Mapped[str | None] = mapped_column(_Uuid)
+    caused_by: Mapped[str | None] = mapped_column(UUID_TYPE)
     expects_handler: Mapped[bool | None] = mapped_column(Boolean)
-    progress: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
     cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     retry_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    claim_token: Mapped[str | None] = mapped_column(_Uuid)
-    instance_id: Mapped[str | None] = mapped_column(_Uuid)
+    claim_token: Mapped[str | None] = mapped_column(UUID_TYPE)
+    instance_id: Mapped[str | None] = mapped_column(UUID_TYPE)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     missed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -315,17 +212,17 @@ class TaskRun(Base):
     __tablename__ = "task_runs"
 
     task_id: Mapped[str] = mapped_column(
-        _Uuid, ForeignKey("scheduled_tasks.task_id", ondelete="CASCADE"), primary_key=True
+        UUID_TYPE, ForeignKey("scheduled_tasks.task_id", ondelete="CASCADE"), primary_key=True
     )
-    claim_token: Mapped[str] = mapped_column(_Uuid, primary_key=True)
+    claim_token: Mapped[str] = mapped_column(UUID_TYPE, primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer)
     scheduled_for: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=database_now())
     outcome: Mapped[str] = mapped_column(Text)
-    result: Mapped[Any | None] = mapped_column(_Json)
+    result: Mapped[Any | None] = mapped_column(JSON_TYPE)
     traceback: Mapped[str | None] = mapped_column(Text)
-    instance_id: Mapped[str | None] = mapped_column(_Uuid)
+    instance_id: Mapped[str | None] = mapped_column(UUID_TYPE)
 
     __table_args__ = (CheckConstraint(_one_of("outcome", RunOutcome), name="outcome"),)
 
@@ -359,7 +256,7 @@ class Instance(Base):
 
     __tablename__ = "instances"
 
-    instance_id: Mapped[str] = mapped_column(_Uuid, primary_key=True)
+    instance_id: Mapped[str] = mapped_column(UUID_TYPE, primary_key=True)
     host: Mapped[str] = mapped_column(Text)
     pid: Mapped[int] = mapped_column(Integer)
     process_started: Mapped[str] = mapped_column(Text)

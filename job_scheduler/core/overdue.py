@@ -18,8 +18,9 @@ from sqlalchemy import Connection, CursorResult, bindparam, insert, text
 
 from job_scheduler import strict_json
 from job_scheduler.constants import TaskStatus
+from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now
 from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_FAILED, filled
-from job_scheduler.core.models import DUE_WHERE, NOW_SQL, UtcDateTime, database_now
+from job_scheduler.core.models import DUE_WHERE
 from job_scheduler.core.store import tasks
 
 BATCH = 1_000

@@ -7,9 +7,9 @@ from sqlalchemy import Connection, text
 
 from job_scheduler import strict_json
 from job_scheduler.core.claims import Claim
+from job_scheduler.core.columns import NOW_SQL
 from job_scheduler.core.given import given_rows
 from job_scheduler.core.handlers.context import Progress
-from job_scheduler.core.models import NOW_SQL
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable
 from job_scheduler.strict_json import clean_text

@@ -15,9 +15,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome
 from job_scheduler.core.claims import DUE_SQL, Run
+from job_scheduler.core.columns import NOW_SQL, database_now, later_sql
 from job_scheduler.core.given import given_rows
 from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_DONE, ON_FAILED, hook_of
-from job_scheduler.core.models import NOW_SQL, TaskRun, database_now, later_sql
+from job_scheduler.core.models import TaskRun
 from job_scheduler.core.outcomes import Decision, Outcome, decide
 from job_scheduler.core.store import tasks
 

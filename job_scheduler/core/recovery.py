@@ -25,8 +25,8 @@ from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
 from job_scheduler.core import catch_up, instances, overdue
 from job_scheduler.core.catch_up import CatchUpRow
+from job_scheduler.core.columns import database_now
 from job_scheduler.core.instances import InstanceRow, Member
-from job_scheduler.core.models import database_now
 from job_scheduler.core.overdue import Overdue
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database

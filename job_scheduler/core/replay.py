@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, literal_column, select, update
 
 from job_scheduler.constants import TaskStatus
-from job_scheduler.core.models import database_now, later_sql
+from job_scheduler.core.columns import database_now, later_sql
 from job_scheduler.core.schemas_replay import Replay
 from job_scheduler.core.store import SHOWN, TaskRow, get_task, tasks
 from job_scheduler.exceptions import TaskNotRetryable

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from job_scheduler.constants import TaskStatus
-from job_scheduler.core.models import database_now
+from job_scheduler.core.columns import database_now
 from job_scheduler.core.store import tasks, tasks_after
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable

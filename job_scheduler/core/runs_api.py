@@ -7,9 +7,9 @@ from job_scheduler.constants import TaskStatus
 from job_scheduler.core import replay, runs
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.runs import RunRow
-from job_scheduler.core.schemas import Task
 from job_scheduler.core.schemas_replay import Replay, ReplayResult
 from job_scheduler.core.schemas_runs import Run
+from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems

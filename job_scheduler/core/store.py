@@ -20,15 +20,9 @@ from sqlalchemy import (
 )
 
 from job_scheduler.constants import CHANNEL, PRIORITY_MAX, TaskStatus
+from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now, later_sql
 from job_scheduler.core.given import returning
-from job_scheduler.core.models import (
-    DUE_WHERE,
-    NOW_SQL,
-    ScheduledTask,
-    UtcDateTime,
-    database_now,
-    later_sql,
-)
+from job_scheduler.core.models import DUE_WHERE, ScheduledTask
 from job_scheduler.exceptions import (
     TaskNotCancellable,
     TaskNotDeletable,
@@ -149,6 +143,7 @@ def request_cancellation(connection: Connection, task_id: str) -> TaskRow:
         .values(
             status=case((waits, "cancelled"), else_=tasks.c.status),
             finished_at=case((waits, now), else_=tasks.c.finished_at),
+            blocked_by=None,
             cancel_requested_at=func.coalesce(tasks.c.cancel_requested_at, now),
             updated_at=now,
         )
