@@ -36,7 +36,10 @@ def test_everything_has_a_default() -> None:
     assert (settings.lease_seconds, settings.shutdown_grace) == (15.0, 8.0)
     assert settings.database_wait == 30.0
     month = timedelta(days=30)
-    assert settings.retention == {TaskStatus.Done: month, TaskStatus.Failed: month}
+    assert settings.retention == dict.fromkeys(
+        (TaskStatus.Done, TaskStatus.Failed, TaskStatus.Cancelled), month
+    )
+    assert (settings.max_result_bytes, settings.show_tracebacks) == (1024 * 1024, False)
     assert settings.log_level == "INFO"
 
 
@@ -59,9 +62,9 @@ def test_everything_has_a_default() -> None:
         ("RETENTION_DAYS", "0", "retention", {}),
         (
             "RETENTION_DAYS",
-            "done=0.5,failed=0",
+            "done=0.5,failed=0,cancelled=1",
             "retention",
-            {TaskStatus.Done: timedelta(hours=12)},
+            {TaskStatus.Done: timedelta(hours=12), TaskStatus.Cancelled: timedelta(days=1)},
         ),
         ("LOG_LEVEL", "DEBUG", "log_level", "DEBUG"),
         ("TASK_MODULES", " a.b, c ,,", "modules", ["a.b", "c"]),

@@ -268,14 +268,6 @@ def test_task_without_a_handler_is_a_timer(backend: Backend) -> None:
     assert 60 <= late["result"]["late_seconds"] < 90
 
 
-def test_unknown_name_fails_where_it_is_to_be_rejected(store: Backend) -> None:
-    with running(store, unknown_tasks="reject") as client:
-        task_id = store.insert_task("egg", run_at=later(0))
-        task = finished(client, task_id)
-    assert task["status"] == "failed"
-    assert task["result"] == "no task handler is named 'egg' in this release"
-
-
 # -------------------------------------------------------------------- send_report
 
 REPORT_END = "2027-07-01T12:00:00Z"

@@ -101,6 +101,9 @@ def test_answer_is_the_whole_task_and_its_address(store: Backend) -> None:
         "retry_max_delay": None,
         "start_before": None,
         "timeout": None,
+        "priority": 0,
+        **dict.fromkeys(("concurrency_key", "max_running", "blocked_by", "webhook", "command")),
+        **dict.fromkeys(("on_done", "on_failed", "caused_by", "progress", "cancel_requested_at")),
     }
 
 

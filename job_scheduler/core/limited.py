@@ -57,8 +57,9 @@ def claim_within_limits(
     answers = claims.claim(
         connection, instance_id, asked, repeated=repeated, admitted=admission.admitted
     )
-    by_id = {request.task_id: answer for request, answer in zip(asked, answers, strict=True)}
-    return [by_id.get(request.task_id) for request in requests]
+    # By their tokens: two may have asked for one task.
+    by_token = {request.token: answer for request, answer in zip(asked, answers, strict=True)}
+    return [by_token.get(request.token) for request in requests]
 
 
 def usage_of(connection: Connection, names: Collection[str], *, fronts: bool = False) -> Usage:

@@ -40,6 +40,9 @@ def again(claim: Claim, options: Options, message: str, details: str | None = No
 
 
 def _traceback(error: BaseException) -> str:
-    """Return where the error was raised; of a very long one the end, which says most."""
+    """Return where the error was raised; of a very long one the end, which says most.
+
+    Unlike JSON, a column of text has no room for NUL.
+    """
     details = getattr(error, "details", None) or "".join(traceback.format_exception(error))
-    return clean_text(details[-_TRACEBACK_MAX_LENGTH:])
+    return clean_text(details[-_TRACEBACK_MAX_LENGTH:]).replace("\0", "\ufffd")
