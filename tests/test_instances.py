@@ -307,8 +307,8 @@ def test_state_machine_agrees_with_its_drawing() -> None:
         edges |= {(station, target) for target in following}
     # A branch hangs below the state in whose column its corner stands.
     for line in lines:
-        if "└──" in line:
-            corner = line.index("└")
+        if match := re.search("[├└]──", line):
+            corner = match.start()
             [origin] = [s for s in stations if main.index(s) <= corner <= main.index(s) + len(s)]
             targets = line.rsplit("─▶", 1)[1].split("│")
             edges |= {(origin, target.strip()) for target in targets}

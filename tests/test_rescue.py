@@ -24,11 +24,13 @@ from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import InstanceRow, Member
 from job_scheduler.core.outcomes import (
+    Cancelled,
     CutOff,
     Decision,
     Failed,
     NotStarted,
     Outcome,
+    Parked,
     RetryIn,
     Succeeded,
     TooLate,
@@ -86,12 +88,21 @@ DECISIONS: list[tuple[Outcome, int, int, OnCrash | None, TaskStatus, RunOutcome 
 ]
 
 
+AGAIN = (TaskStatus.Scheduled, "why", RunOutcome.Failed)
+FAILED = (TaskStatus.Failed, "why", RunOutcome.Failed)
+
+
 @pytest.mark.parametrize(
     ("outcome", "attempt", "decision"),
     [
-        (RetryIn("why", 7.5), 1, Decision(TaskStatus.Scheduled, "why", RunOutcome.Failed, 7.5)),
-        (RetryIn("why", 7.5), 3, Decision(TaskStatus.Failed, "why", RunOutcome.Failed)),
+        (RetryIn("why", 7.5), 1, Decision(*AGAIN, 7.5)),
+        (RetryIn("why", 7.5), 3, Decision(*FAILED)),
+        (RetryIn("why", 7.5, "where"), 1, Decision(*AGAIN, 7.5, "where")),
+        (RetryIn("why", 7.5, "where"), 3, Decision(*FAILED, traceback="where")),
+        (Failed("why", "where"), 1, Decision(*FAILED, traceback="where")),
         (TooLate("why"), 1, Decision(TaskStatus.Failed, "why", None)),
+        (Parked("why", 60.0), 1, Decision(TaskStatus.Scheduled, "why", None, 60.0)),
+        (Cancelled("all"), 1, Decision(TaskStatus.Cancelled, "all", RunOutcome.Cancelled)),
     ],
 )
 def test_failed_run_is_repeated_while_attempts_are_left(
@@ -113,7 +124,10 @@ def test_choice_of_the_task_decides_what_a_run_makes_of_it(
     entry: RunOutcome | None,
 ) -> None:
     result = {Succeeded: "fine", NotStarted: None}.get(type(outcome), "why")
-    assert decide(outcome, attempt, max_attempts, on_crash) == Decision(status, result, entry)
+    # What was cut off is due at once, what never began is due as it was.
+    delay = 0.0 if isinstance(outcome, CutOff) else None
+    decision = Decision(status, result, entry, delay)
+    assert decide(outcome, attempt, max_attempts, on_crash) == decision
 
 
 # ------------------------------------------------------------------- who counts as dead

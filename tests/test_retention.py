@@ -96,24 +96,25 @@ def renamed(store: Backend) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("text", "days"),
     [
-        ("30", (30, 30, None)),
-        (" 7 ", (7, 7, None)),
-        ("0.5", (0.5, 0.5, None)),
-        ("36500", (36_500, 36_500, None)),
-        ("0", (None, None, None)),
-        ("0.0", (None, None, None)),
-        ("done=7,failed=90", (7, 90, None)),
-        (" failed = 0.25 , done = 1 ", (1, 0.25, None)),
-        ("done=7", (7, 30, None)),
-        ("failed=0", (30, None, None)),
-        ("unknown=365", (30, 30, 365)),
-        ("unknown=0,done=0", (None, 30, None)),
+        ("30", (30, 30, None, 30)),
+        (" 7 ", (7, 7, None, 7)),
+        ("0.5", (0.5, 0.5, None, 0.5)),
+        ("36500", (36_500, 36_500, None, 36_500)),
+        ("0", (None, None, None, None)),
+        ("0.0", (None, None, None, None)),
+        ("done=7,failed=90", (7, 90, None, 30)),
+        (" failed = 0.25 , done = 1 ", (1, 0.25, None, 30)),
+        ("done=7", (7, 30, None, 30)),
+        ("failed=0", (30, None, None, 30)),
+        ("unknown=365", (30, 30, 365, 30)),
+        ("unknown=0,done=0", (None, 30, None, 30)),
+        ("cancelled=0", (30, 30, None, None)),
     ],
 )
 def test_setting_is_a_number_of_days_or_one_for_each_outcome(
     text: str, days: tuple[float | None, ...]
 ) -> None:
-    outcomes = (TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown)
+    outcomes = (TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown, TaskStatus.Cancelled)
     assert parse_retention_days(text) == {
         outcome: timedelta(days=number)
         for outcome, number in zip(outcomes, days, strict=True)

@@ -90,6 +90,7 @@ def test_ended_attempt_is_shown_whole(store: Backend) -> None:
             "duration": 1.5,
             "outcome": "done",
             "result": {"sum": [1, 2.0, None]},
+            "traceback": None,
             "instance_id": INSTANCE,
         }
     ]
@@ -143,6 +144,7 @@ def test_attempt_under_way_is_shown_as_running(
         "duration": None,
         "outcome": "running",
         "result": None,
+        "traceback": None,
         "instance_id": run["instance_id"],
     }
 
@@ -245,5 +247,6 @@ def test_documentation_leads_from_a_new_task_to_its_runs() -> None:
         "show": "showTask",
         "runs": "listRuns",
         "cancel": "cancelTask",
+        "delete": "deleteTask",
     }
     assert {link["parameters"]["task_id"] for link in links.values()} == {"$response.body#/task_id"}

@@ -19,7 +19,6 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from job_scheduler import strict_json
 from job_scheduler.clock import in_iso_8601
 from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
@@ -237,8 +236,8 @@ def database_time(connection: Connection) -> datetime:
 
 
 def _missed(period: str, instant: datetime) -> str:
-    """Return the result of a task that was missed, as JSON."""
-    return strict_json.dumps(f"missed: the service was down {period} {_seconds(instant)}")
+    """Return the result of a task that was missed."""
+    return f"missed: the service was down {period} {_seconds(instant)}"
 
 
 def _seconds(instant: datetime) -> str:
