@@ -15,6 +15,8 @@ from sqlalchemy.exc import ArgumentError
 from job_scheduler.constants import RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
 from job_scheduler.retention_days import parse_retention_days
+from job_scheduler.webhook_allow import Allowed, parse_webhook_allow
+from job_scheduler.webhook_keys import parse_webhook_secret
 
 _DATABASE_FORMS = "postgresql+psycopg2://user:password@host:5432/database or sqlite:///file.db"
 _REDIS_FORMS = "redis://host:6379/0, rediss://… or unix://…"
@@ -62,6 +64,15 @@ def _retention_days(text: str) -> str:
     return text
 
 
+def _webhook_allow(text: str) -> str:
+    parse_webhook_allow(text)
+    return text
+
+
+def _webhook_secret(value: SecretStr | None) -> SecretStr | None:
+    return value if value and parse_webhook_secret(value.get_secret_value()) else None
+
+
 class Settings(BaseSettings):
     """All that can be configured; ``.env.sample`` documents each with its default."""
 
@@ -86,6 +97,8 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)
     database_wait: float = Field(default=30.0, ge=0, le=86_400)
     retention_days: Annotated[str, AfterValidator(_retention_days)] = "30"
+    webhook_allow: Annotated[str, AfterValidator(_webhook_allow)] = ""
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_webhook_secret)] = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @property
@@ -104,6 +117,17 @@ class Settings(BaseSettings):
         return parse_retention_days(self.retention_days)
 
     @property
+    def webhooks_allowed(self) -> Allowed:
+        """Which inside hosts and networks webhooks may reach."""
+        return parse_webhook_allow(self.webhook_allow)
+
+    @property
+    def webhook_keys(self) -> tuple[bytes, ...]:
+        """What webhooks are signed with."""
+        secret = self.webhook_secret
+        return () if secret is None else parse_webhook_secret(secret.get_secret_value())
+
+    @property
     def modules(self) -> list[str]:
         """The modules that register the user's task handlers."""
         return [name for part in self.task_modules.split(",") if (name := part.strip())]
@@ -114,7 +138,7 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises:
         ConfigurationError: in one line, each variable that is wrong, what is allowed, and
-            what was found (the URLs' values, which may hold passwords, are not shown).
+            what was found (the values of URLs and secrets are not shown).
     """
     try:
         return Settings(**overrides)
@@ -127,7 +151,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 def _problem(details: dict[str, Any]) -> str:
     variable = str(details["loc"][0])
-    secret = variable.endswith("_url")
+    secret = variable.endswith(("_url", "_secret"))
     found = "" if secret else f" (found: {details['input']!r})"
     expected = str(details["msg"]).removeprefix("Value error, ")
     return f"{variable.upper()}: {expected[:1].lower()}{expected[1:]}{found}"

@@ -11,6 +11,7 @@ import pytest
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
+from job_scheduler.webhook_allow import Allowed
 from tests.support.app import ROOT
 
 
@@ -37,6 +38,7 @@ def test_everything_has_a_default() -> None:
     assert settings.database_wait == 30.0
     month = timedelta(days=30)
     assert settings.retention == {TaskStatus.Done: month, TaskStatus.Failed: month}
+    assert (settings.webhooks_allowed, settings.webhook_keys) == (Allowed(), ())
     assert settings.log_level == "INFO"
 
 
