@@ -11,6 +11,7 @@ import pytest
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import RecoverPastTasks, TaskStatus, UnknownTasks
 from job_scheduler.exceptions import ConfigurationError
+from job_scheduler.webhook_allow import Allowed
 from tests.support.app import ROOT
 
 
@@ -40,6 +41,7 @@ def test_everything_has_a_default() -> None:
         (TaskStatus.Done, TaskStatus.Failed, TaskStatus.Cancelled), month
     )
     assert (settings.max_result_bytes, settings.show_tracebacks) == (1024 * 1024, False)
+    assert (settings.webhooks_allowed, settings.webhook_keys) == (Allowed(), ())
     assert settings.log_level == "INFO"
 
 
