@@ -715,7 +715,9 @@ def test_recovery_that_was_taken_for_dead_changes_nothing_any_more(
         def bury(*arguments: Any) -> None:
             if arguments[2].split()[:2] == ["UPDATE", "scheduled_tasks"]:
                 # As if by another one, and in the same transaction, since SQLite has one writer.
-                arguments[1].execute("UPDATE instances SET state = 'dead'")
+                # By a cursor of its own: the other's rows are still to be read.
+                beside = arguments[0].connection.cursor()
+                beside.execute("UPDATE instances SET state = 'dead'")
 
         event.listen(database.engine, "after_cursor_execute", bury)
         with pytest.raises(StartError, match="took this one for dead"):
