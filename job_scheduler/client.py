@@ -51,12 +51,20 @@ def enqueue(
     retry_max_delay: float | None = None,
     start_before: datetime | None = None,
     timeout: float | None = None,
+    priority: int = 0,
+    concurrency_key: str | None = None,
+    max_running: int | None = None,
+    webhook: Mapping[str, Any] | None = None,
+    command: Sequence[str] | None = None,
+    on_done: Mapping[str, Any] | None = None,
+    on_failed: Mapping[str, Any] | None = None,
     notify: bool = True,
 ) -> str:
     """Insert a task in the transaction of `session`, and return its id; nothing is committed.
 
-    The arguments mean what they mean in ``POST /tasks``; the defaults of a handler are not known
-    here, so without `max_attempts` it is started once. A time without offset is UTC; none
+    The arguments mean what they mean in ``POST /tasks``; neither handlers nor the service's settings
+    are known here. So without `max_attempts` it is started once, and whether an address or a program
+    is allowed shows when it runs. A time without offset is UTC; none
     at all is now, by the database's clock. A `task_id` of your own makes a repetition harmless:
     the same arguments again insert nothing (where `run_at` is left out, the first time stands).
 
@@ -74,13 +82,20 @@ def enqueue(
         {
             "name": name,
             "run_at": _instant(connection, run_at).isoformat(),
-            "payload": _document(payload),
+            "payload": _document("payload", payload),
             "max_attempts": max_attempts,
             "on_crash": on_crash,
             "retry_delay": list(retry_delay) if isinstance(retry_delay, Sequence) else retry_delay,
             "retry_max_delay": retry_max_delay,
             "start_before": start_before and _in_utc("start_before", start_before).isoformat(),
             "timeout": timeout,
+            "priority": priority,
+            "concurrency_key": concurrency_key,
+            "max_running": max_running,
+            "webhook": _document("webhook", webhook),
+            "command": list(command) if isinstance(command, tuple) else command,
+            "on_done": _document("on_done", on_done),
+            "on_failed": _document("on_failed", on_failed),
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
     )
@@ -126,23 +141,23 @@ def _in_utc(name: str, moment: datetime) -> datetime:
         ) from None
 
 
-def _document(payload: Mapping[str, Any] | None) -> Any:
-    """Return the payload as the service will read it back."""
+def _document(name: str, value: Mapping[str, Any] | None) -> Any:
+    """Return an argument as the service will read it back."""
     try:
-        written = json.dumps(payload if payload is None else dict(payload), separators=(",", ":"))
+        written = json.dumps(value if value is None else dict(value), separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"payload: It has no JSON form ({error}). Pass a dict of plain JSON values."
+            f"{name}: It has no JSON form ({error}). Pass a dict of plain JSON values."
         ) from None
     if len(written) > BODY_MAX_BYTES:
         raise ValueError(
-            f"payload: As JSON it is larger than {BODY_MAX_BYTES} bytes. Keep the data elsewhere, "
+            f"{name}: As JSON it is larger than {BODY_MAX_BYTES} bytes. Keep the data elsewhere, "
             "and pass where they are."
         )
     try:
         return strict_json.parse(written.encode())
     except InvalidBody as error:
-        place = "payload" if error.field is None else f"payload.{error.field}"
+        place = name if error.field is None else f"{name}.{error.field}"
         raise ValueError(f"{place}: {error}") from None
 
 
@@ -151,7 +166,7 @@ def _validated(arguments: dict[str, Any]) -> TaskCreate:
         return TaskCreate.model_validate(arguments)
     except ValidationError as error:
         problems = [
-            f"{details['loc'][0]}: {REMEDIES.get(details['type'], details['msg'])}"
+            f"{'.'.join(map(str, details['loc']))}: {REMEDIES.get(details['type'], details['msg'])}"
             for details in error.errors()
         ]
         raise ValueError("; ".join(problems)) from None

@@ -90,6 +90,15 @@ def test_row_is_what_post_would_have_made(store: Backend, engine: Engine, kind: 
         "payload": {"to": "Ada", "deep": [{"é": 1.5}, None, True, 2**63 - 1]},
         "max_attempts": 3,
         "on_crash": "hold",
+        "retry_delay": [1, 2.5],
+        "retry_max_delay": 60.0,
+        "start_before": NOON,
+        "timeout": 2.5,
+        "priority": 2,
+        "concurrency_key": "k",
+        "max_running": 3,
+        "on_done": {"url": "https://example.com/done", "headers": {"X-A": "b"}},
+        "on_failed": {"url": "https://example.com/failed"},
     }
     if kind == "connection":
         with engine.begin() as connection:
@@ -106,6 +115,12 @@ def test_row_is_what_post_would_have_made(store: Backend, engine: Engine, kind: 
     assert UUID(task_id).version == 7
     assert (row["name"], row["run_at"], row["status"]) == ("probe", NOON, "scheduled")
     assert {name: row[name] for name in wanted} == wanted
+    webhook = {"url": "https://example.com/", "method": "PUT", "body": [1, 1.5]}
+    with engine.begin() as connection:
+        request = enqueue(connection, "probe", NOON, webhook=webhook)
+        program = enqueue(connection, "probe", NOON, command=("ls", "-l"))
+    assert store.row(request)["webhook"] == webhook
+    assert store.row(program)["command"] == ["ls", "-l"]
     with engine.begin() as connection:
         task_id = enqueue(connection, "probe", NOON)
     plain = store.row(task_id)
@@ -197,6 +212,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "max_attempts: 0": ({"max_attempts": 0}, "^max_attempts: .*greater than or equal to 1$"),
     "max_attempts: True": ({"max_attempts": True}, "^max_attempts: "),
     "on_crash": ({"on_crash": "ask"}, "^on_crash: .*'fail', 'retry' or 'hold'$"),
+    "priority": ({"priority": 4}, "^priority: .*less than or equal to 3$"),
+    "max_running": ({"max_running": 4}, "^max_running: Needs a concurrency_key"),
+    "webhook": ({"webhook": {"url": "ftp://a.example/"}}, "^webhook.url: "),
+    "webhook: no object": ({"webhook": 5}, "^webhook: It has no JSON form"),
+    "webhook: NaN": ({"webhook": {"url": "u", "body": float("nan")}}, "^webhook: NaN is not JSON"),
+    "command": ({"command": "ls"}, "^command: Must be a JSON array"),
+    "both": (
+        {"command": ["ls"], "webhook": {"url": "https://a.example/"}},
+        "^command: Cannot stand beside webhook",
+    ),
+    "on_done": (
+        {"on_done": {"url": "https://a.example/", "body": 1}},
+        "^on_done.body: There is no",
+    ),
     "two": ({"name": " ", "task_id": "5"}, "^name: .* alone.; task_id: Not a UUID"),
 }
 
