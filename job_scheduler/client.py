@@ -62,11 +62,11 @@ def enqueue(
 ) -> str:
     """Insert a task in the transaction of `session`, and return its id; nothing is committed.
 
-    The arguments mean what they mean in ``POST /tasks``; neither handlers nor the service's settings
-    are known here. So without `max_attempts` it is started once, and whether an address or a program
-    is allowed shows when it runs. A time without offset is UTC; none
-    at all is now, by the database's clock. A `task_id` of your own makes a repetition harmless:
-    the same arguments again insert nothing (where `run_at` is left out, the first time stands).
+    The arguments mean what they mean in ``POST /tasks``; neither handlers nor settings are known
+    here. So without `max_attempts` it is started once, and whether an address or a program is
+    allowed shows when it runs. A time without offset is UTC; none at all is now, by the database's
+    clock. A `task_id` of your own makes a repetition harmless: the same arguments again insert
+    nothing (where `run_at` is left out, the first time stands).
 
     With `notify`, a task that is due within two seconds also tells the service so as soon as the
     transaction is committed (PostgreSQL's NOTIFY), so that it starts at once rather than within
