@@ -57,11 +57,9 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
     The longest finished come first. What another transaction holds locked is left out.
     """
     first = (tasks.c.finished_at, tasks.c.task_id)
+    place = func.row_number().over(order_by=first) - 1
     chosen = (
-        select(
-            tasks.c.task_id,
-            ((func.row_number().over(order_by=first) - 1) / rate).label("seconds"),
-        )
+        select(tasks.c.task_id, (place / rate).label("seconds"))
         .where(*_conditions(wanted))
         .order_by(*first)
         .limit(wanted.limit)
@@ -69,21 +67,19 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
     )
     # In the order of their ids, as every statement about several tasks, so that no two deadlock.
     locked = (
-        select(tasks.c.task_id)
-        .where(tasks.c.task_id.in_(select(chosen.c.task_id)), *_conditions(wanted))
+        select(tasks.c.task_id, chosen.c.seconds)
+        .join_from(chosen, tasks, tasks.c.task_id == chosen.c.task_id)
+        .where(*_conditions(wanted))
         .order_by(tasks.c.task_id)
-        .with_for_update(key_share=True, skip_locked=True)
+        .with_for_update(key_share=True, skip_locked=True, of=tasks)
         .cte("locked")
     )
     due: ColumnElement[Any] = literal_column(
-        f"({later_sql(connection.dialect.name, 'chosen.seconds')})"
+        f"({later_sql(connection.dialect.name, 'locked.seconds')})"
     )
     again = (
         update(tasks)
-        .where(
-            tasks.c.task_id == chosen.c.task_id,
-            tasks.c.task_id.in_(select(locked.c.task_id)),
-        )
+        .where(tasks.c.task_id == locked.c.task_id)
         .values(_scheduled_for(due))
         .returning(tasks.c.retry_at)
     )
