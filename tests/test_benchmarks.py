@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from fastapi.testclient import TestClient
 
 from benchmarks import ledger, plan, ratios
 from benchmarks.arena import arena
@@ -14,6 +15,7 @@ from benchmarks.chart import Bar, bar_chart
 from benchmarks.environments import prepare
 from benchmarks.ledger import Start
 from benchmarks.pages import charts, write
+from benchmarks.peers.bare_app import app
 from benchmarks.plan import Case
 from benchmarks.progress import Progress
 from benchmarks.report import markdown, table
@@ -21,6 +23,7 @@ from benchmarks.results import Results, Row, Spread
 from benchmarks.run import Runner
 from benchmarks.servers import Servers
 from benchmarks.works import burst
+from tests.support.app import Backend, running, task_body
 
 PROGRAMS = Path(plan.__file__).parent / "peers"
 
@@ -196,3 +199,14 @@ def test_small_burst_on_sqlite_runs_each_task_once() -> None:
     assert (figures["never"], figures["twice"], figures["left"]) == (0, 0, 0)
     assert 0 < float(figures["last_start_s"]) < time.monotonic() - begin
     assert not directory.exists()
+
+
+def test_floor_of_a_create_answers_as_the_service_does(store: Backend) -> None:
+    body = task_body(payload={"a": 1})
+    with running(store) as client, TestClient(app) as bare:
+        ours, theirs = client.post("/tasks", json=body), bare.post("/tasks", json=body)
+    assert (ours.status_code, theirs.status_code) == (201, 201)
+    own = {"task_id", "created_at", "updated_at"}
+    assert {name: value for name, value in ours.json().items() if name not in own} == {
+        name: value for name, value in theirs.json().items() if name not in own
+    }
