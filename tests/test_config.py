@@ -34,6 +34,8 @@ def test_everything_has_a_default() -> None:
     assert settings.modules == []
     assert settings.auto_migrate is False
     assert (settings.threads, settings.max_running) == (16, 100)
+    assert (settings.processes, settings.process_memory_bytes) == (4, None)
+    assert (settings.allowed_commands, settings.command_variables) == ([], [])
     assert (settings.lease_seconds, settings.shutdown_grace) == (15.0, 8.0)
     assert settings.database_wait == 30.0
     month = timedelta(days=30)
@@ -58,6 +60,12 @@ def test_everything_has_a_default() -> None:
         ("AUTO_MIGRATE", "0", "auto_migrate", False),
         ("THREADS", "1", "threads", 1),
         ("MAX_RUNNING", "10000", "max_running", 10_000),
+        ("PROCESSES", "1000", "processes", 1_000),
+        ("PROCESS_MEMORY", "", "process_memory_bytes", None),
+        ("PROCESS_MEMORY", "0", "process_memory_bytes", None),
+        ("PROCESS_MEMORY", "128", "process_memory_bytes", 128 * 1024 * 1024),
+        ("COMMAND_ALLOW", " ls, /bin/a b ,,", "allowed_commands", ["ls", "/bin/a b"]),
+        ("COMMAND_ENV", "PGHOST, _a1", "command_variables", ["PGHOST", "_a1"]),
         ("LEASE_SECONDS", "2.5", "lease_seconds", 2.5),
         ("SHUTDOWN_GRACE", "0", "shutdown_grace", 0.0),
         ("DATABASE_WAIT", "0", "database_wait", 0.0),
@@ -124,6 +132,15 @@ def test_redis_is_reached_by_network_or_socket(monkeypatch: pytest.MonkeyPatch, 
         ("MAX_RUNNING", "0", "greater than or equal to 1"),
         ("MAX_RUNNING", "10001", "less than or equal to 10000"),
         ("MAX_RUNNING", "1.5", "integer"),
+        ("PROCESSES", "0", "greater than or equal to 1"),
+        ("PROCESSES", "1001", "less than or equal to 1000"),
+        ("PROCESS_MEMORY", "-1", "greater than or equal to 0"),
+        ("PROCESS_MEMORY", "127", "must be 0 (no limit), or at least 128"),
+        ("PROCESS_MEMORY", "16777217", "less than or equal to 16777216"),
+        ("PROCESS_MEMORY", "2G", "integer"),
+        ("COMMAND_ALLOW", "ls,bin/backup", "names of programs or absolute paths, by comma"),
+        ("COMMAND_ENV", "PGHOST=db", "names of variables, by comma, such as PGHOST,PGPASSFILE"),
+        ("COMMAND_ENV", "1A", "names of variables"),
         ("LEASE_SECONDS", "1.9", "greater than or equal to 2"),
         ("LEASE_SECONDS", "3601", "less than or equal to 3600"),
         ("LEASE_SECONDS", "nan", "less than or equal to 3600"),

@@ -1,0 +1,1 @@
+"""Work outside this process: plain handlers in worker processes, and commands."""
