@@ -92,7 +92,10 @@ def test_handler_gets_the_context_of_its_run(capfd: pytest.CaptureFixture[str]) 
         *("2027-07-01T10:00:00Z", "2027-07-01T11:00:00Z", 5),
     ]
     [line] = capfd.readouterr().err.splitlines()
-    assert line.endswith("INFO    job_scheduler.task: a word in the log")
+    told = (
+        "INFO    job_scheduler.task: task 01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61: a word in the log"
+    )
+    assert line.endswith(told)
 
 
 def test_worker_stands_where_the_service_does_and_has_little_of_it(
