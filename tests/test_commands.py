@@ -31,6 +31,10 @@ from tests.support.processes import (
     words_on_standard_input,
 )
 
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="it looks for processes, and for files, in /proc"
+)
+
 PYTHON = sys.executable
 ALLOWED = ["sh", "echo", "cat", "pwd", "env", PYTHON]
 TAIL = 64 * 1024

@@ -4,15 +4,21 @@ import asyncio
 import base64
 import logging
 import os
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import standardwebhooks
+from sqlalchemy.engine import make_url
 
 from job_scheduler import Fail, RunContext
+from job_scheduler.core.claims import Claim
+from job_scheduler.core.handlers.context import Progress
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.progress import ProgressBoard
+from job_scheduler.database import Database, build_engine
+from job_scheduler.exceptions import DatabaseUnavailable
 from job_scheduler.identifiers import new_token
 from tests.support.app import (
     Backend,
@@ -359,3 +365,21 @@ def test_long_result_is_cut(store: Backend) -> None:
         task = finished(client, post(client, run_at=later(0))["task_id"])
     assert task["result"]["truncated"] is True
     assert task["result"]["bytes"] == 2_002
+
+
+def test_progress_is_dropped_while_the_database_is_away() -> None:
+    now = datetime.now(UTC)  # noqa: TID251 (tests have a clock too)
+    claim = Claim("id", "token", "me", 1, 1, None, now, now, "probe", None, None, {})
+
+    async def scenario() -> None:
+        database = Database(build_engine(make_url("postgresql+psycopg2://postgres@127.0.0.1:1/x")))
+        board = ProgressBoard(database)
+        board.note(claim, Progress(0.5, None))
+        await board.settle(claim)
+        await board.store()  # there is nothing left to be stored
+        board.note(claim, Progress(0.6, None))
+        with pytest.raises(DatabaseUnavailable):
+            await board.store()
+        database.close()
+
+    asyncio.run(scenario())

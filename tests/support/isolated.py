@@ -194,12 +194,12 @@ def leave_behind(file: str) -> None:
 
 
 def eat() -> None:
-    """Take ever more memory, in pieces large and small."""
-    eaten = []
-    for size in (64 * 1024 * 1024, 1024, 16):
+    """Take all the memory there is, to the last few bytes."""
+    eaten: list[Any] = []
+    for exponent in range(23, -1, -1):
         try:
             while True:
-                eaten.append(bytearray(size))
+                eaten.append([None] * 2**exponent)
         except MemoryError:
             continue
     raise MemoryError

@@ -76,11 +76,13 @@ def children() -> set[int]:
 
 @contextmanager
 def no_child_left() -> Iterator[None]:
-    """See to it that each child that is started in the block has ended, and is collected."""
-    before = children()
+    """See to it that each child of the block has ended, and is collected; files are closed, too."""
+    run(asyncio.sleep(0), uvloop.new_event_loop)  # The first one opens files that stay.
+    before, opened = children(), set(os.listdir("/proc/self/fd"))
     yield
     wait_until(lambda: children() <= before, 10, "the end of all children")
     gc.collect()  # What was not closed complains here, not in the next test.
+    assert set(os.listdir("/proc/self/fd")) <= opened
 
 
 @contextmanager
