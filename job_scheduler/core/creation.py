@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import Connection, Result, select
 
 from job_scheduler import strict_json
@@ -152,49 +151,41 @@ def _by_id(result: Result[Any]) -> dict[str, TaskRow]:
 
 
 def _members(task: NewTask) -> dict[str, Any]:
+    """Return what is to be stored of a task; what it leaves out is not there."""
     wanted = task.wanted
-    return {
+    members = {
+        name: value
+        for name in wanted.model_fields_set
+        if (value := getattr(wanted, name)) is not None
+    }
+    for name in members.keys() & _MODELS:
+        members[name] = members[name].model_dump(mode="json", exclude_unset=True)
+    return members | {
         "task_id": task.task_id,
-        "name": wanted.name,
-        "run_at": wanted.run_at,
-        "payload": wanted.payload,
         "max_attempts": wanted.max_attempts or task.default_attempts,
-        "on_crash": wanted.on_crash,
-        "retry_delay": wanted.retry_delay,
-        "retry_max_delay": wanted.retry_max_delay,
-        "start_before": wanted.start_before,
-        "timeout": wanted.timeout,
         "priority": wanted.priority,
-        "concurrency_key": wanted.concurrency_key,
-        "max_running": wanted.max_running,
-        "webhook": _document(wanted.webhook),
-        "command": wanted.command,
-        "on_done": _document(wanted.on_done),
-        "on_failed": _document(wanted.on_failed),
         "expects_handler": task.expects_handler,
     }
 
 
-def _document(model: BaseModel | None) -> dict[str, Any] | None:
-    return None if model is None else model.model_dump(mode="json", exclude_unset=True)
-
-
 def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
     asked = _members(task)
-    if task.wanted.max_attempts is None:
-        # A default is the release's own: it may have changed since the first request.
-        del asked["max_attempts"]
+    # A default is the release's own: it may have changed since the first request.
+    free = _NOT_COMPARED if task.wanted.max_attempts else _NOT_COMPARED | {"max_attempts"}
     return all(
-        strict_json.same(asked[name], row[name]) if name in _DOCUMENTS else asked[name] == row[name]
-        for name in asked.keys() - _NOT_COMPARED
+        strict_json.same(asked.get(name), row[name])
+        if kind == "json"
+        else asked.get(name) == row[name]
+        for name, kind in _MEMBERS.items()
+        if name not in free
     )
 
 
 def _written_times(members: dict[str, Any], dialect: str) -> dict[str, str]:
     return {
-        name: _written(moment, dialect)
+        name: _written(members[name], dialect)
         for name in ("run_at", "start_before")
-        if (moment := members[name]) is not None
+        if name in members
     }
 
 
@@ -225,7 +216,7 @@ _MEMBERS = {
     "on_failed": "json",
     "expects_handler": "boolean",
 }
-_DOCUMENTS = {name for name, kind in _MEMBERS.items() if kind == "json"}
+_MODELS = {"webhook", "on_done", "on_failed"}
 _NOT_COMPARED = {"task_id", "expects_handler"}
 _UNSET = {column.name: None for column in SHOWN}
 _DECIDED = {
