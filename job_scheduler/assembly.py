@@ -19,6 +19,7 @@ from job_scheduler.config import Settings
 from job_scheduler.constants import BATCH_BODY_MAX_BYTES, InstanceState
 from job_scheduler.core import instances
 from job_scheduler.core.cancellation import Cancellation
+from job_scheduler.core.claims import Claim
 from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.built_in import with_built_in
@@ -137,7 +138,7 @@ async def start(
         holds_lease=heartbeat.holds_lease,
         progress=progress,
         limits=works.limits,
-        on_room=lambda: unblocking.wake(),
+        on_room=lambda claim: note_room(claim),
     )
 
     def run_task(task: DueTask, place: Place) -> Coroutine[Any, Any, None]:
@@ -161,8 +162,13 @@ async def start(
     await stack.enter_async_context(_loop(rescue.run))
     cancelled = Cancellation(database, lambda: heartbeat.instance_id, caller.cancel)
     cancellation = Loop(cancelled.look, _LOOK_SECONDS, "a look for cancelled runs")
-    blocked = Unblocking(database, works.limits, lambda due: dispatcher.offer(due))
+    blocked = Unblocking(database, works.limits, dispatcher.offer)
     unblocking = Loop(blocked.look, _LOOK_SECONDS, "a look for blocked tasks")
+
+    def note_room(claim: Claim) -> None:
+        blocked.note_room(works.limits_on(claim))
+        unblocking.wake()
+
     reporting = Loop(progress.store, _LOOK_SECONDS, "the storing of progress")
     for loop in (cancellation, unblocking, reporting):
         await stack.enter_async_context(_loop(loop.run))

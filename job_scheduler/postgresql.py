@@ -60,6 +60,8 @@ def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[
         # Our joins lead from a few ids to their rows: without statistics, or in a small table,
         # the planner would rather read all rows for each batch.
         "-c enable_hashjoin=off -c enable_mergejoin=off "
+        # Compiling a statement takes longer than any of ours runs.
+        "-c jit=off "
         # The driver would else ask for it, beyond the bound of connect_timeout.
         "-c datestyle=ISO"
     )

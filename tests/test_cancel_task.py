@@ -177,7 +177,7 @@ def test_run_on_another_instance_is_cancelled(store: Backend, registry: HandlerR
         (RetryIn("error", 1.0), None, "cancelled"),
         (NotStarted(), None, "cancelled"),
         (CutOff("reason"), None, "cancelled"),
-        (CutOff("reason"), "hold", "unknown"),
+        (CutOff("reason"), "hold", "cancelled"),
     ],
 )
 def test_cancelled_task_is_neither_repeated_nor_failed(

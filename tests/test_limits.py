@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
-from job_scheduler.core.blocked import let_go
+from job_scheduler.core.blocked import startable
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.lanes import Lane
 from job_scheduler.core.limited import claim_within_limits
-from job_scheduler.core.limits import HandlerLimit, Limited, Usage, admit
+from job_scheduler.core.limits import HandlerLimit, Limited, Usage, admit, room_of
 from job_scheduler.core.rates import Rate
 from job_scheduler.core.store import DueTask
 from job_scheduler.core.unblocking import Unblocking
@@ -101,7 +102,7 @@ def test_rate_is_kept_in_the_long_run(rate: Rate) -> None:
 
 def limited(task_id: str, place: int = 0, **members: Any) -> Limited:
     """A task that is due."""
-    given: dict[str, Any] = {"name": "probe", "key": None, "max_running": None} | members
+    given: dict[str, Any] = {"handler": "probe", "key": None, "max_running": None} | members
     return Limited(task_id, urgency=(0, NOON + seconds(place), task_id), **given)
 
 
@@ -127,7 +128,7 @@ def test_handler_has_its_limit_beside_the_keys() -> None:
     assert admission.admitted == {"a", "c"}
     assert admission.blocked == {"b": "key:k", "d": "handler:probe"}
     assert admission.following == {}
-    assert admit([limited("e", name="other")], limits, usage({"handler:probe": 9})).blocked == {}
+    assert admit([limited("e", handler="other")], limits, usage({"handler:probe": 9})).blocked == {}
 
 
 def test_rate_blocks_what_is_too_much_and_counts_what_starts() -> None:
@@ -137,7 +138,7 @@ def test_rate_blocks_what_is_too_much_and_counts_what_starts() -> None:
     admission = admit(due, limits, usage())
     assert admission.admitted == {"a", "b"}
     assert admission.blocked == {"c": "rate:probe"}
-    assert admission.following == {"probe": rate.after(None, NOON, 2)}
+    assert admission.following == {"rate:probe": rate.after(None, NOON, 2)}
     later_on = admit(due, limits, usage(following=admission.following))
     assert (later_on.admitted, later_on.following) == (set(), {})
 
@@ -148,6 +149,34 @@ def test_nobody_overtakes_what_waits_already() -> None:
     admission = admit(due, {}, usage(fronts={"key:k": first}))
     assert admission.admitted == {"early"}
     assert admission.blocked == {"late": "key:k"}
+
+
+def test_nobody_overtakes_who_is_blocked_at_the_same_time() -> None:
+    due = [limited(str(most), most, key="k", max_running=most) for most in (1, 5, 6)]
+    due.append(limited("two", 2, key="k", max_running=2))
+    admission = admit(due, {}, usage({"key:k": 1}))
+    assert admission.admitted == set()  # the first of them waits until nothing else runs
+    assert set(admission.blocked) == {"1", "two", "5", "6"}
+
+
+def test_what_runs_no_handler_is_not_under_the_limits_of_one() -> None:
+    limits = {"probe": HandlerLimit(1, Rate(1, 60.0))}
+    other = limited("webhook", handler=None, key="k")
+    assert other.names(limits) == ["key:k"]
+    assert limited("handler", key="k").names(limits) == ["key:k", "handler:probe", "rate:probe"]
+    busy = usage({"handler:probe": 1, "key:k": 0})
+    assert admit([other], limits, busy).admitted == {"webhook"}
+
+
+def test_room_of_a_limit() -> None:
+    limits = {"probe": HandlerLimit(3, Rate(2, 1.0)), "free": HandlerLimit(None, Rate(1, 1.0))}
+    taken = usage({"handler:probe": 2, "key:probe": 9}, following={"rate:probe": NOON})
+    assert room_of("handler:probe", limits, taken) == 1
+    assert room_of("rate:probe", limits, taken) == 1
+    assert room_of("key:probe", limits, taken) is None  # each task says so itself
+    assert room_of("handler:free", limits, taken) is None
+    assert room_of("rate:gone", limits, taken) is None
+    assert room_of("rate:probe", {"probe": HandlerLimit(3, None)}, taken) is None
 
 
 # ------------------------------------------------------------------------------ lanes
@@ -217,7 +246,7 @@ class Gauge:
             self.order.append(label)
             self._now += 1
             self.most = max(self.most, self._now)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
         with self._lock:
             self._now -= 1
 
@@ -425,33 +454,115 @@ def test_claim_of_unknown_outcome_is_repeated_without_harm(
     asyncio.run(scenario())
 
 
-def test_only_one_instance_lets_go_at_a_time(store: Backend) -> None:
+def insert_blocked(store: Backend, number: int) -> list[str]:
+    """Insert due tasks, each of which is blocked by a key of its own."""
+    names = [f"{place:03}" for place in range(number)]
+    for name in names:
+        store.insert_task(run_at=later(-60), concurrency_key=name, blocked_by=f"key:{name}")
+    return names
+
+
+def test_round_goes_on_where_the_last_one_has_ended(store: Backend) -> None:
+    insert_blocked(store, 250)
+
     async def scenario() -> None:
-        store.insert_task(run_at=later(-60), blocked_by="handler:gone")
-        if store.dialect == "sqlite":
-            pytest.skip("on SQLite whoever writes is alone")
-        with store.database() as mine, store.database() as theirs, mine.writing() as connection:
-            assert len(let_go(connection, {}, "")[0]) == 1
-            assert await theirs.write(let_go, {}, "x") == ([], "x")
-
-    asyncio.run(scenario())
-
-
-def test_look_goes_on_where_the_last_one_has_ended(store: Backend) -> None:
-    async def scenario() -> None:
-        for number in range(250):
-            store.insert_task(
-                run_at=later(-60), concurrency_key=f"{number:03}", blocked_by=f"key:{number:03}"
-            )
         offered: list[DueTask] = []
         with store.database() as database:
-            unblocking = Unblocking(database, {}, offered.extend)
+            unblocking = Unblocking(database, {}, offered.extend, round_seconds=0)
             await unblocking.look()
             assert len(offered) == 200
             await unblocking.look()
-            assert len(offered) == 250
+            assert len({task.task_id for task in offered}) == len(offered) == 250
             await unblocking.look()
-        assert len({task.task_id for task in offered}) == 250
-        assert store.count("blocked_by IS NOT NULL") == 0
+            assert len(offered) == 450  # until somebody claims them
 
     asyncio.run(scenario())
+    assert store.count("blocked_by IS NULL") == 0
+
+
+def test_limits_that_have_room_are_looked_at_between_the_rounds(store: Backend) -> None:
+    insert_blocked(store, 3)
+
+    async def scenario() -> None:
+        offered: list[str] = []
+        with store.database() as database:
+            unblocking = Unblocking(
+                database,
+                {},
+                lambda due: offered.append(" ".join(task.name for task in due)),
+                round_seconds=3600,
+            )
+            await unblocking.look()
+            await unblocking.look()
+            assert offered == ["probe probe probe"]
+            unblocking.note_room(["key:001", "handler:probe"])
+            await unblocking.look()
+            assert offered == ["probe probe probe", "probe"]
+            await unblocking.look()
+            assert len(offered) == 2
+
+    asyncio.run(scenario())
+
+
+def test_as_many_are_found_as_there_is_room_for(store: Backend) -> None:
+    for place in range(5):
+        store.insert_task(
+            run_at=later(-60 + place), concurrency_key="k", max_running=3, blocked_by="key:k"
+        )
+        store.insert_task("probe", run_at=later(-60 + place), blocked_by="handler:probe")
+    store.insert_task("other", status="running", concurrency_key="k", max_running=3)
+    with store.database() as database, database.reading() as connection:
+        by_key = startable(connection, ["key:k"], {})
+        by_handler = startable(connection, ["handler:probe"], {"probe": HandlerLimit(2, None)})
+        full = startable(connection, ["handler:probe"], {"probe": HandlerLimit(1, Rate(1, 1.0))})
+    assert len(by_key) == 2
+    assert by_key == sorted(by_key)
+    assert all(task.is_limited for task in by_key + by_handler)
+    assert len(by_handler) == 2
+    assert len(full) == 1
+
+
+def test_locked_row_holds_up_neither_other_keys_nor_others_of_its_own(store: Backend) -> None:
+    if store.dialect == "sqlite":
+        pytest.skip("SQLite locks no rows")
+    registry = HandlerRegistry()
+    go_on = threading.Event()
+    registry.task("hold")(lambda: go_on.wait(30))
+    with running(store, registry) as client:
+        post(client, name="hold", run_at=later(0), concurrency_key="full")
+        wait_until(lambda: store.count("status = 'running'") == 1)
+        with store.database() as theirs, theirs.writing() as connection:
+            locked = store.insert_task("probe", run_at=later(3600), concurrency_key="full")
+            connection.execute(
+                text("SELECT 1 FROM scheduled_tasks WHERE task_id = :id FOR UPDATE"), {"id": locked}
+            )
+            # It is due now, and cannot be set aside.
+            request = ClaimRequest(locked, new_token())
+            answers = store_claim(store, [request])
+            assert answers == [None]
+            other = post(client, run_at=later(0), concurrency_key="free")
+            assert finished(client, other["task_id"])["status"] == "done"
+        go_on.set()
+
+
+def store_claim(store: Backend, requests: list[ClaimRequest]) -> list[Any]:
+    """Claim within limits, in a transaction of the test's own."""
+    with store.database() as database, database.writing() as connection:
+        return list(claim_within_limits(connection, new_token(), requests, {}))
+
+
+def test_stop_leaves_what_is_blocked_as_it_is(store: Backend) -> None:
+    """So that the next start does not take it for missed, whatever its policy."""
+    registry = HandlerRegistry()
+
+    @registry.task("probe")
+    async def probe() -> None:
+        await asyncio.sleep(0.3)
+
+    with running(store, registry, shutdown_grace=5) as client:
+        for _ in range(20):
+            post(client, run_at=later(0), concurrency_key="k")
+        wait_until(lambda: store.count("blocked_by IS NOT NULL") == 19)
+    assert store.count("status = 'scheduled' AND blocked_by IS NULL") == 0
+    with running(store, registry, recover_past_tasks="fail") as client:
+        assert client.get("/tasks?status=failed").json() == []

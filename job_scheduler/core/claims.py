@@ -65,6 +65,7 @@ class Claim(Run):
     webhook: dict[str, Any] | None = None
     command: list[str] | None = None
     expects_handler: bool | None = None
+    concurrency_key: str | None = None
 
 
 DUE = case(
@@ -105,7 +106,8 @@ def claim(
 ) -> list[Claim | DueTask | None]:
     """Claim what is due, for an instance that is alive; answer in the order of the requests.
 
-    What has a concurrency key is claimed only if its id is among the `admitted`.
+    What has a concurrency key, or is blocked by a limit, is claimed only if its id is among the
+    `admitted`.
 
     For each: the claim; or the task, when it is still scheduled but not to be had at this
     moment (not due yet by the database's clock, or its row is locked); or None when it is
@@ -171,9 +173,9 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             -- CASE hides these conditions from the partial indexes: each task is found by its id.
             -- With OR, all that is due would be read for each batch.
             WHERE CASE task.status
-                WHEN 'scheduled' THEN task.missed_at IS NULL AND task.blocked_by IS NULL
+                WHEN 'scheduled' THEN task.missed_at IS NULL
                     AND coalesce(task.retry_at, task.run_at) <= {now}
-                    AND (task.concurrency_key IS NULL OR given.admitted)
+                    AND (coalesce(task.concurrency_key, task.blocked_by) IS NULL OR given.admitted)
                 WHEN 'running' THEN task.claim_token = given.token
                 ELSE false END
             ORDER BY task.task_id {row_lock}
@@ -187,6 +189,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             -- row as it was before that, which had no started_at yet.
             started_at = CASE due.former
                 WHEN 'scheduled' THEN {now} ELSE coalesce(started_at, {now}) END,
+            blocked_by = NULL,
             progress = NULL,
             updated_at = {now}
         FROM due
@@ -197,7 +200,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
             {DUE_SQL} AS due, started_at, name, on_done, on_failed,
             coalesce(payload, '{{}}') AS payload, retry_delay, retry_max_delay, start_before,
-            timeout, webhook, command, expects_handler
+            timeout, webhook, command, expects_handler, concurrency_key
         """,  # noqa: S608 (made of constants)
         on_done=tasks.c.on_done.type,
         on_failed=tasks.c.on_failed.type,

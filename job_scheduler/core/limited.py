@@ -3,7 +3,7 @@
 Who claims one counts what runs, under a lock for each limit that it touches, so that no two
 instances can both take the last place. There is no counter that a crash could leave wrong: what is
 counted are the rows of the running tasks. A task for which there is no place is set aside: its
-``blocked_by`` names the limit, and neither sweep nor claim sees it before it is let go.
+``blocked_by`` names the limit, and no sweep sees it until it is claimed after all (``blocked.py``).
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ from job_scheduler.core.limits import (
     names_of,
 )
 from job_scheduler.core.models import RateLimit
-from job_scheduler.core.store import DUE_AT, DueTask, tasks
+from job_scheduler.core.store import DUE_AT, DUE_COLUMNS, HANDLER_NAME, DueTask, tasks
 
 rate_limits = cast("Table", RateLimit.__table__)
 
@@ -64,11 +64,11 @@ def claim_within_limits(
 
 def usage_of(connection: Connection, names: Collection[str], *, fronts: bool = False) -> Usage:
     """Return how far these limits are taken up; with `fronts`, also who waits there first."""
-    handlers = [name.removeprefix(RATE) for name in names if name.startswith(RATE)]
+    rates = [name for name in names if name.startswith(RATE)]
     return Usage(
         connection.execute(select(database_now())).scalar_one(),
         _running(connection) if names else Counter(),
-        _following(connection, handlers) if handlers else {},
+        _following(connection, rates) if rates else {},
         {name: first for name in names if (first := _front(connection, name))} if fronts else {},
     )
 
@@ -76,7 +76,7 @@ def usage_of(connection: Connection, names: Collection[str], *, fronts: bool = F
 def blocked_tasks(name: str, number: int) -> Any:
     """Return the statement for the first tasks, most urgent first, that a limit has set aside."""
     return (
-        select(tasks.c.task_id, tasks.c.priority, DUE_AT.label("due"), tasks.c.max_running)
+        select(*DUE_COLUMNS, tasks.c.max_running)
         .where(tasks.c.status == literal_column("'scheduled'"), tasks.c.blocked_by == name)
         .order_by(tasks.c.priority.desc(), DUE_AT)
         .limit(number)
@@ -86,13 +86,13 @@ def blocked_tasks(name: str, number: int) -> Any:
 def _waiting_to_start(connection: Connection, ids: Sequence[str]) -> list[Limited]:
     rows = connection.execute(
         select(
-            *(tasks.c.task_id, tasks.c.name, tasks.c.priority, DUE_AT),
+            *(tasks.c.task_id, HANDLER_NAME, tasks.c.priority, DUE_AT),
             *(tasks.c.concurrency_key, tasks.c.max_running, tasks.c.status),
         ).where(tasks.c.task_id.in_(ids))
     )
     return [
-        Limited(task_id, name, (-priority, due, task_id), key, max_running)
-        for task_id, name, priority, due, key, max_running, status in rows
+        Limited(task_id, handler, (-priority, due, task_id), key, max_running)
+        for task_id, handler, priority, due, key, max_running, status in rows
         if status == "scheduled"
     ]
 
@@ -106,20 +106,21 @@ def _lock(connection: Connection, names: Sequence[str]) -> None:
 def _running(connection: Connection) -> Counter[str]:
     """Count what runs, by the names of limits: few rows, whatever their limits."""
     rows = connection.execute(
-        select(tasks.c.name, tasks.c.concurrency_key, func.count())
+        select(HANDLER_NAME, tasks.c.concurrency_key, func.count())
         .where(tasks.c.status == literal_column("'running'"))
-        .group_by(tasks.c.name, tasks.c.concurrency_key)
+        .group_by(HANDLER_NAME, tasks.c.concurrency_key)
     )
     running: Counter[str] = Counter()
-    for name, key, number in rows:
-        running[HANDLER + name] += number
+    for handler, key, number in rows:
+        if handler is not None:
+            running[HANDLER + handler] += number
         if key is not None:
             running[KEY + key] += number
     return running
 
 
-def _following(connection: Connection, handlers: Sequence[str]) -> dict[str, datetime]:
-    rows = connection.execute(select(rate_limits).where(rate_limits.c.name.in_(handlers)))
+def _following(connection: Connection, names: Sequence[str]) -> dict[str, datetime]:
+    rows = connection.execute(select(rate_limits).where(rate_limits.c.name.in_(names)))
     return {row.name: row.following_at for row in rows}
 
 
@@ -135,7 +136,8 @@ def _set_aside(connection: Connection, blocked: Mapping[str, str]) -> None:
 
 
 def _set_aside_statement(dialect: str) -> Any:
-    row_lock = "FOR NO KEY UPDATE OF task" if dialect == "postgresql" else ""
+    # What somebody else holds locked stays as it is, and comes again.
+    row_lock = "FOR NO KEY UPDATE OF task SKIP LOCKED" if dialect == "postgresql" else ""
     return text(
         f"""
         WITH waiting AS MATERIALIZED (

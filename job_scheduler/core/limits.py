@@ -5,7 +5,7 @@ the statements around it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -32,10 +32,10 @@ Limits = Mapping[str, HandlerLimit]
 
 @dataclass(frozen=True, slots=True)
 class Limited:
-    """A task that is due, with what limits it."""
+    """A task that is due, with what limits it; `handler` is its name, if that is what it runs."""
 
     task_id: str
-    name: str
+    handler: str | None
     urgency: Urgency
     key: str | None
     max_running: int | None
@@ -44,22 +44,27 @@ class Limited:
         """Yield the limits on what runs at a time: the name of each, and how many."""
         if self.key is not None:
             yield KEY + self.key, self.max_running or 1
-        limit = limits.get(self.name)
+        limit = limits.get(self.handler or "")
         if limit is not None and limit.max_running is not None:
-            yield HANDLER + self.name, limit.max_running
+            yield f"{HANDLER}{self.handler}", limit.max_running
 
-    def rate(self, limits: Limits) -> Rate | None:
-        """Return the limit on what starts in a time."""
-        limit = limits.get(self.name)
-        return None if limit is None else limit.rate
+    def rates(self, limits: Limits) -> Iterator[tuple[str, Rate]]:
+        """Yield the limits on what starts in a time, likewise."""
+        limit = limits.get(self.handler or "")
+        if limit is not None and limit.rate is not None:
+            yield f"{RATE}{self.handler}", limit.rate
+
+    def names(self, limits: Limits) -> list[str]:
+        """Return the names of all its limits."""
+        return [name for name, _ in (*self.places(limits), *self.rates(limits))]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """How far limits are taken up at the instant `now`.
 
-    `running` counts by the name of a limit; `following` tells by a handler's name when its next
-    start falls due, `fronts` how urgent the first of those is that a limit blocks already.
+    By the names of limits: `running` counts, `following` tells when the next start falls due, and
+    `fronts` how urgent the first of those is that a limit blocks already.
     """
 
     now: datetime
@@ -79,48 +84,39 @@ class Admission:
 
 def names_of(due: Iterable[Limited], limits: Limits) -> list[str]:
     """Return the names of all limits on some tasks, sorted."""
-    names = {name for task in due for name, _ in task.places(limits)}
-    names |= {RATE + task.name for task in due if task.rate(limits)}
-    return sorted(names)
+    return sorted({name for task in due for name in task.names(limits)})
 
 
 def admit(due: Iterable[Limited], limits: Limits, usage: Usage) -> Admission:
     """Return which of the tasks may start now, the most urgent first.
 
-    None overtakes a more urgent one that the same limit has set aside before.
+    None overtakes a more urgent one that the same limit blocks, now or since before.
     """
     running = Counter(usage.running)
-    started: Counter[str] = Counter()
-    rates: dict[str, Rate] = {}
+    following = dict(usage.following)
+    fronts = dict(usage.fronts)
     admitted: set[str] = set()
     blocked: dict[str, str] = {}
     for task in sorted(due, key=lambda each: each.urgency):
-        rate = task.rate(limits)
-        if rate is not None:
-            rates[task.name] = rate
-        room = None if rate is None else rate.room(usage.following.get(task.name), usage.now)
         full = [name for name, most in task.places(limits) if running[name] >= most]
-        if room is not None and started[task.name] >= room:
-            full.append(RATE + task.name)
-        full += _overtaken(task, limits, usage.fronts)
+        full += [
+            name
+            for name, rate in task.rates(limits)
+            if not rate.room(following.get(name), usage.now)
+        ]
+        full += [
+            name for name in task.names(limits) if name in fronts and fronts[name] < task.urgency
+        ]
         if full:
             blocked[task.task_id] = full[0]
+            fronts[full[0]] = min(task.urgency, fronts.get(full[0], task.urgency))
             continue
         admitted.add(task.task_id)
         running.update(name for name, _ in task.places(limits))
-        started[task.name] += 1
-    following = {
-        name: rate.after(usage.following.get(name), usage.now, started[name])
-        for name, rate in rates.items()
-        if started[name]
-    }
-    return Admission(admitted, blocked, following)
-
-
-def _overtaken(task: Limited, limits: Limits, fronts: Mapping[str, Urgency]) -> Sequence[str]:
-    return [
-        name for name in names_of([task], limits) if name in fronts and fronts[name] < task.urgency
-    ]
+        for name, rate in task.rates(limits):
+            following[name] = rate.after(following.get(name), usage.now, 1)
+    changed = following.items() - usage.following.items()
+    return Admission(admitted, blocked, dict(changed))
 
 
 def room_of(name: str, limits: Limits, usage: Usage) -> int | None:
@@ -128,10 +124,12 @@ def room_of(name: str, limits: Limits, usage: Usage) -> int | None:
 
     That of a key depends on the task: each says itself how many may run beside it.
     """
-    kind, _, rest = name.partition(":")
-    limit = limits.get(rest)
+    if name.startswith(KEY):
+        return None
+    kind, _, handler = name.partition(":")
+    limit = limits.get(handler)
     if limit is None:
         return None
     if kind + ":" == RATE:
-        return None if limit.rate is None else limit.rate.room(usage.following.get(rest), usage.now)
+        return None if limit.rate is None else limit.rate.room(usage.following.get(name), usage.now)
     return None if limit.max_running is None else limit.max_running - usage.running[name]

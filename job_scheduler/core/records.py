@@ -158,9 +158,9 @@ _MEMBERS = {
     "hook": "text",
 }
 _JSON = {"postgresql": "CAST({} AS json)", "sqlite": "{}"}
-# Whoever has asked for the end of a task does not want it to be run again, nor to have failed.
+# Whoever has asked for the end of a task does not want it to be run again, nor to wait for anybody.
 _BECOMES = (
-    "CASE WHEN task.cancel_requested_at IS NOT NULL AND given.status IN ('scheduled', 'failed') "
+    "CASE WHEN task.cancel_requested_at IS NOT NULL AND given.status <> 'done' "
     "THEN 'cancelled' ELSE given.status END"
 )
 

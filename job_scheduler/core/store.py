@@ -42,6 +42,8 @@ KIND_SQL = (
 )
 DUE_AT = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
 """When a scheduled task is to start."""
+HANDLER_NAME = case((tasks.c.webhook.is_(None) & tasks.c.command.is_(None), tasks.c.name))
+"""The name of the handler that a task runs; none if it runs something else."""
 DUE_COLUMNS = [
     DUE_AT.label("due"),
     tasks.c.task_id,

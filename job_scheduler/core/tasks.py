@@ -68,7 +68,7 @@ class TaskRunner:
     scheduled but was not to be had at this moment. A claim whose instance may have been
     taken for dead meanwhile, as `holds_lease` tells, is given back unused. What a run has last said
     of its `progress` is stored before its result. `limits` are those of handlers; `on_room` is
-    called when a run under a limit has ended.
+    called with the claim when a run has ended that may have been under one.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TaskRunner:
         holds_lease: Callable[[str], bool],
         progress: ProgressBoard,
         limits: Limits,
-        on_room: Callable[[], None],
+        on_room: Callable[[Claim], None],
     ) -> None:
         self._database = database
         self._lock = lock
@@ -128,7 +128,7 @@ class TaskRunner:
             await self._progress.settle(claim)
             await self._record(claim, outcome)
             if is_limited:
-                self._on_room()
+                self._on_room(claim)
         finally:
             self.under_way.remove(token)
 

@@ -14,12 +14,6 @@ from typing import Any
 import httpx
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from fastapi.testclient import TestClient
-from job_scheduler.core.handlers.processes.commands import Commands
-from job_scheduler.core.handlers.processes.pool import Workers
-from job_scheduler.core.handlers.webhook.guard import Guard
-from job_scheduler.core.handlers.webhook.sending import WebhookSender
-from job_scheduler.core.handlers.webhook.transport import GuardedTransport
-from job_scheduler.webhook_allow import Allowed
 from sqlalchemy import Engine, event, text
 from sqlalchemy.engine import make_url
 
@@ -28,7 +22,12 @@ from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import InstanceState, UnknownTasks
 from job_scheduler.core import instances, store
 from job_scheduler.core.handlers.calling import Caller
+from job_scheduler.core.handlers.processes.commands import Commands
+from job_scheduler.core.handlers.processes.pool import Workers
 from job_scheduler.core.handlers.registry import HandlerRegistry
+from job_scheduler.core.handlers.webhook.guard import Guard
+from job_scheduler.core.handlers.webhook.sending import WebhookSender
+from job_scheduler.core.handlers.webhook.transport import GuardedTransport
 from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
@@ -43,6 +42,7 @@ from job_scheduler.main import create_app
 from job_scheduler.migrations.upgrade import upgrade
 from job_scheduler.process import own_identity
 from job_scheduler.threads import DaemonThreads
+from job_scheduler.webhook_allow import Allowed
 from tests.support.services import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,7 +274,7 @@ async def bench(
         holds_lease,
         progress,
         works.limits,
-        lambda: None,
+        lambda _: None,
     )
     one = Bench(database, instance_id, caller, put_back, runner)
     try:

@@ -23,6 +23,7 @@ from job_scheduler.core.handlers.webhook.sending import (
     WebhookSender,
     stored_webhook,
 )
+from job_scheduler.core.limits import Limited
 from job_scheduler.core.outcomes import Outcome, Parked, Succeeded
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import COMMAND, HANDLER, DueTask
@@ -99,6 +100,14 @@ class Works:
         """Return the handler of a task, if that is what it asks for and there is one."""
         names_handler = wanted.webhook is None and wanted.command is None
         return self.registry.get(wanted.name) if names_handler else None
+
+    def limits_on(self, claim: Claim) -> list[str]:
+        """Return the names of the limits that a run was under."""
+        is_handler = claim.webhook is None and claim.command is None
+        urgency = (0, claim.due, claim.task_id)
+        return Limited(
+            claim.task_id, claim.name if is_handler else None, urgency, claim.concurrency_key, None
+        ).names(self.limits)
 
     def is_limited(self, task: DueTask) -> bool:
         """Tell whether there may be a limit on how many such tasks run or start."""
