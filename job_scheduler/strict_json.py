@@ -25,6 +25,7 @@ _FORBIDDEN_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 # What a result may hold (perhaps only as part of its text) that JSON has no room for.
 _TO_BE_MENDED = re.compile(r"\\u[dD][89a-fA-F]|NaN|Infinity")
 _RESULT_HEAD = 1_000
+_MARKER_BYTES = 100
 
 
 class UnusableJson(InvalidBody):
@@ -119,7 +120,9 @@ def as_result(value: Any, max_bytes: int = RESULT_MAX_BYTES) -> Any:
         # pydantic raises its own ValueErrors for unknown types, cycles and broken strings.
         return {"unserializable": clean_text(_safe_repr(value)[:_RESULT_HEAD])}
     if len(text) > max_bytes:
-        return {"truncated": True, "bytes": len(text), "head": text[:_RESULT_HEAD]}
+        # In the head, every quotation mark becomes two characters.
+        head = min(_RESULT_HEAD, (max_bytes - _MARKER_BYTES) // 2)
+        return {"truncated": True, "bytes": len(text), "head": text[:head]}
     return plain
 
 

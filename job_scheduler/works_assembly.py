@@ -25,7 +25,11 @@ def build_works(
     webhooks = WebhookSender(GuardedTransport(guard), settings.webhook_keys, clock)
     stack.push_async_callback(webhooks.close)
     workers = Workers(
-        settings.processes, settings.modules, settings.process_memory_bytes, settings.log_level
+        settings.processes,
+        settings.modules,
+        settings.process_memory_bytes,
+        settings.log_level,
+        max_result_bytes=settings.max_result_bytes,
     )
     stack.push_async_callback(workers.close)
     environment = environment_of_commands(os.environ, settings.command_variables)

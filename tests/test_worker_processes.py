@@ -25,6 +25,7 @@ from job_scheduler.core.handlers.processes.importable import importable
 from job_scheduler.core.handlers.processes.marked import kill_marked
 from job_scheduler.core.handlers.processes.pool import Workers
 from job_scheduler.core.handlers.raised import Fail, RetryLater
+from job_scheduler.strict_json import as_result, dumps
 from tests.support import isolated
 from tests.support.app import ROOT
 from tests.support.isolated import FOR_EVER, OnPurpose, Size
@@ -796,3 +797,50 @@ def test_what_the_work_raises_is_raised() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run(to_the_end(work()))
+
+
+def test_child_that_comes_back_from_the_handler_as_well_does_not_answer() -> None:
+    async def scenario() -> list[Any]:
+        async with workers() as pool:
+            forked = await pool.call(isolated.fork, {}, run_context())
+            return [forked] + [
+                await pool.call(isolated.echo, {"text": str(number)}, run_context())
+                for number in range(20)
+            ]
+
+    assert run(scenario()) == ["forked", *map(str, range(20))]
+
+
+def test_handler_that_closes_what_it_does_not_know_ends_its_worker() -> None:
+    async def scenario() -> None:
+        async with workers() as pool:
+            with pytest.raises(RetryLater, match="exit status 1 before the handler had finished"):
+                await pool.call(isolated.close_all, {}, run_context())
+
+    run(scenario())
+
+
+def test_last_word_on_progress_comes_before_the_answer() -> None:
+    async def scenario() -> None:
+        said: list[Progress] = []
+        async with workers() as pool:
+            for number in range(20):
+                context = run_context(said, token=str(number))
+                await pool.call(isolated.count_up, {}, context, "run")
+                assert said.pop() == Progress(1.0, "the end")
+
+    run(scenario())
+
+
+def test_long_result_is_cut_once() -> None:
+    async def scenario() -> Any:
+        pool = Workers(1, [], max_result_bytes=1_000)
+        try:
+            return await pool.call(isolated.echo, {"text": "x" * 3_000}, run_context())
+        finally:
+            await pool.close()
+
+    result = run(scenario())
+    assert (result["truncated"], result["bytes"]) == (True, 3_002)
+    assert len(dumps(result)) <= 1_000
+    assert as_result(result, 1_000) == result

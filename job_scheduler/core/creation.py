@@ -159,7 +159,7 @@ def _members(task: NewTask) -> dict[str, Any]:
         if (value := getattr(wanted, name)) is not None
     }
     for name in members.keys() & _MODELS:
-        members[name] = members[name].model_dump(mode="json", exclude_unset=True)
+        members[name] = members[name].model_dump(mode="json", exclude_defaults=True)
     return members | {
         "task_id": task.task_id,
         "max_attempts": wanted.max_attempts or task.default_attempts,

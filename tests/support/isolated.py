@@ -218,3 +218,22 @@ def _target(descriptor: int) -> str:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
         return ""
+
+
+def fork() -> str:
+    """Fork, and come back twice."""
+    os.fork()
+    return "forked"
+
+
+def close_all() -> None:
+    """Close what is open, known or not."""
+    os.closerange(3, 256)
+
+
+def count_up(run: RunContext) -> str:
+    """Say very often how far it has come."""
+    for step in range(1_000):
+        run.progress(step / 1_000)
+    run.progress(1.0, "the end")
+    return "counted"

@@ -157,7 +157,7 @@ class Caller:
         if seconds is None:
             return await call.future
         done, _ = await asyncio.wait([call.future], timeout=seconds)
-        return call.future.result() if done else await _time_out(call, place)
+        return call.future.result() if done else await _time_out(call, seconds, place)
 
     async def _outcome_of_async(self, call: _Call) -> Outcome:
         call.begin()
@@ -200,7 +200,7 @@ class Caller:
                 call.cancel()
 
 
-async def _time_out(call: _Call, place: Place) -> Outcome:
+async def _time_out(call: _Call, seconds: float, place: Place) -> Outcome:
     """End a call whose time is over, or leave it to itself if it does not end."""
     claim = call.claim
     call.context.ask_to_stop()
@@ -215,4 +215,4 @@ async def _time_out(call: _Call, place: Place) -> Outcome:
             "task %s (%s) has timed out and goes on: its place is lost until it ends",
             *(claim.task_id, claim.name),
         )
-    return again(claim, call.work.options, "timed out: its handler had not ended in its time")
+    return again(claim, call.work.options, f"timed out: it had not ended after {seconds:g} s")

@@ -40,23 +40,28 @@ class Stop:
     token: str
 
 
-class Progressed(BaseModel):
-    """How far the run with this token has come."""
+class _Said(BaseModel):
+    """What is said of the run with this token, and of no other."""
+
+    token: str
+
+
+class Progressed(_Said):
+    """How far it has come."""
 
     kind: Literal["progressed"] = "progressed"
-    token: str
     fraction: Annotated[float, Field(ge=0, le=1)]
     message: str | None
 
 
-class Returned(BaseModel):
+class Returned(_Said):
     """The handler has returned."""
 
     kind: Literal["returned"] = "returned"
     result: Any
 
 
-class Raised(BaseModel):
+class Raised(_Said):
     """The handler has raised; `final` where it is not to be tried again.
 
     `exhausted`: the worker's memory was, so that it had better not go on.
@@ -70,7 +75,9 @@ class Raised(BaseModel):
     exhausted: bool
 
     @classmethod
-    def of(cls, error: BaseException, final: tuple[type[BaseException], ...]) -> "Raised":
+    def of(
+        cls, token: str, error: BaseException, final: tuple[type[BaseException], ...]
+    ) -> "Raised":
         """Return what there is to say of an exception; one of the types `final` ends the task."""
         exhausted = isinstance(error, MemoryError)
         if exhausted:
@@ -78,6 +85,7 @@ class Raised(BaseModel):
             traceback.clear_frames(error.__traceback__)
         details = "".join(traceback.format_exception(error))
         return cls(
+            token=token,
             words=words_of(error),
             details=clean_text(details[-_DETAILS_MAX_LENGTH:]),
             final=isinstance(error, (Fail, *final)),

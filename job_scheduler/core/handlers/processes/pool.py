@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from job_scheduler.constants import RESULT_MAX_BYTES
 from job_scheduler.core.handlers.context import RunContext
 from job_scheduler.core.handlers.processes.frames import Raised, Returned, pack
 from job_scheduler.core.handlers.processes.worker import Worker
@@ -17,7 +18,8 @@ class Workers:
     """Up to `size` worker processes at work, started as they are needed.
 
     Each imports `modules`, and may take `memory_bytes` of address space, if that is limited. After
-    `max_calls` calls, or `idle_seconds` without one, a worker is ended.
+    `max_calls` calls, or `idle_seconds` without one, a worker is ended. Of a result that has more
+    than `max_result_bytes` the beginning is kept.
     """
 
     def __init__(
@@ -28,9 +30,10 @@ class Workers:
         log_level: str = "INFO",
         max_calls: int = 100,
         idle_seconds: float = 60.0,
+        max_result_bytes: int = RESULT_MAX_BYTES,
     ) -> None:
         self._turns = asyncio.Semaphore(size)
-        self._options = (memory_bytes, log_level, modules)
+        self._options = (memory_bytes, log_level, modules, max_result_bytes)
         self._max_calls = max_calls
         self._idle_seconds = idle_seconds
         self._at_work: set[Worker] = set()

@@ -44,7 +44,9 @@ class Worker:
         self.calls = 0
 
     @classmethod
-    async def start(cls, memory: int | None, log_level: str, modules: Sequence[str]) -> "Worker":
+    async def start(
+        cls, memory: int | None, log_level: str, modules: Sequence[str], max_result_bytes: int
+    ) -> "Worker":
         """Start a worker: `memory` bounds its address space, `modules` are the user's.
 
         Raises:
@@ -52,7 +54,10 @@ class Worker:
         """
         ours, theirs = socket.socketpair()
         descriptor = theirs.fileno()
-        arguments = [sys.path, descriptor, memory, log_level, list(modules)]
+        arguments = [
+            *(sys.path, descriptor),
+            *(memory, log_level, list(modules), max_result_bytes),
+        ]
         with theirs:
             try:
                 group = ProcessGroup(
@@ -115,11 +120,11 @@ class Worker:
                 said = await next_answer(self._reader)
             except (EOFError, ConnectionError, ValueError):
                 return None
+            if said.token != context.token:
+                continue  # A word on the run before, which has come late.
             if not isinstance(said, Progressed):
                 return said
-            # A word on the run before may have come late.
-            if said.token == context.token:
-                context.progress(said.fraction, said.message)
+            context.progress(said.fraction, said.message)
 
     def _send(self, message: Call | Stop) -> None:
         if not self._writer.is_closing():

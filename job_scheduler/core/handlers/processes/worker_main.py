@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
@@ -37,7 +36,13 @@ _REPORT_SECONDS = 0.05
 _MESSAGE_MAX_LENGTH = 10_000
 
 
-def main(descriptor: int, memory: int | None, level: str, modules: Sequence[str]) -> None:
+def main(
+    descriptor: int,
+    memory: int | None,
+    level: str,
+    modules: Sequence[str],
+    max_result_bytes: int,
+) -> None:
     """Serve the connection `descriptor` until it ends; `memory` bounds the address space."""
     os.set_inheritable(descriptor, False)
     faulthandler.enable()
@@ -49,18 +54,21 @@ def main(descriptor: int, memory: int | None, level: str, modules: Sequence[str]
     configure_logging(level)
     import_task_modules(modules)
     with socket.socket(fileno=descriptor) as connection:
-        Line(connection).serve()
+        Line(connection, max_result_bytes).serve()
 
 
 class Line:
     """The worker's end of the connection, and what is done for each request."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, max_result_bytes: int) -> None:
         self._connection = connection
+        self._max_result_bytes = max_result_bytes
+        self._pid = os.getpid()
         self._sending = threading.Lock()
+        self._telling = threading.Lock()
         self._calls: SimpleQueue[tuple[RunContext, bytes] | None] = SimpleQueue()
         self._current: RunContext | None = None
-        self._progress: Progressed
+        self._unsaid: Progressed | None = None
         self._has_progressed = threading.Event()
 
     def serve(self) -> None:
@@ -68,11 +76,17 @@ class Line:
         for work in (self._listen, self._report):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
         while (call := self._calls.get()) is not None:
-            said = outcome_of(*call)
+            said = outcome_of(*call, self._max_result_bytes)
+            if os.getpid() != self._pid:
+                # A child that the handler has forked, and that comes back from it as well: it is
+                # not for it to answer.
+                os._exit(0)
             self._current = None
-            if self._has_progressed.is_set():
-                self._send(self._progress)
-            self._send(said)
+            self._tell_progress()
+            if not self._send(said):
+                # The service is gone; or the handler has closed what it does not know, and it would
+                # wait for ever.
+                os._exit(1)
 
     def _listen(self) -> None:
         with self._connection.makefile("rb") as stream:
@@ -98,7 +112,7 @@ class Line:
             message = progress.message
             if message is not None:
                 message = clean_text(str(message)[:_MESSAGE_MAX_LENGTH])
-            self._progress = Progressed(token=token, fraction=progress.fraction, message=message)
+            self._unsaid = Progressed(token=token, fraction=progress.fraction, message=message)
             self._has_progressed.set()
 
         return report
@@ -108,28 +122,39 @@ class Line:
         while True:
             self._has_progressed.wait()
             self._has_progressed.clear()
-            self._send(self._progress)
+            self._tell_progress()
             threading.Event().wait(_REPORT_SECONDS)
 
-    def _send(self, message: Answer) -> None:
-        # Where the service is gone, the listening thread finds that, too.
-        with self._sending, suppress(OSError):
-            self._connection.sendall(answer(message))
+    def _tell_progress(self) -> None:
+        """Send what is not said yet; when this returns, it is: by whoever was at it."""
+        with self._telling:
+            unsaid, self._unsaid = self._unsaid, None
+            if unsaid is not None:
+                self._send(unsaid)
+
+    def _send(self, message: Answer) -> bool:
+        try:
+            with self._sending:
+                self._connection.sendall(answer(message))
+        except OSError:
+            return False
+        return True
 
 
-def outcome_of(context: RunContext, work: bytes) -> Returned | Raised:
+def outcome_of(context: RunContext, work: bytes, max_result_bytes: int) -> Returned | Raised:
     """Call a handler, and return what it came to."""
     final: tuple[type[BaseException], ...] = ()
     try:
         function, arguments, context_name, final = unpack(work)
         if context_name is not None:
             arguments[context_name] = context
-        return Returned(result=_result_of(function(**arguments)))
+        result = _result_of(function(**arguments), max_result_bytes)
+        return Returned(token=context.token, result=result)
     except BaseException as error:  # noqa: BLE001 (whatever the user's code raises)
-        return Raised.of(error, final)
+        return Raised.of(context.token, error, final)
 
 
-def _result_of(value: object) -> Any:
+def _result_of(value: object, max_bytes: int) -> Any:
     if (complaint := undone(value)) is not None:
         raise Fail(complaint)
-    return as_result(value)
+    return as_result(value, max_bytes)

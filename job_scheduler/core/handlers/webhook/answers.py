@@ -120,8 +120,8 @@ def retry_after(text: str, now: datetime) -> float | None:
 
     None, where it asks for nothing, or nothing that can be understood: the task knows a delay.
     """
-    if re.fullmatch("[0-9]{1,18}", text):
-        seconds = float(text)
+    if re.fullmatch("[0-9]+", text):
+        seconds = float(text[:18])  # of a thousand digits, the first say enough
     else:
         try:
             moment = parsedate_to_datetime(text)
