@@ -132,11 +132,20 @@ def check_command() -> None:
 
     Exit status: 0 all can be run, 1 some cannot, 2 it cannot be checked.
     """
+    from job_scheduler.core.handlers.processes.commands import Commands  # noqa: PLC0415 (slow)
+    from job_scheduler.core.handlers.webhook.guard import Guard  # noqa: PLC0415 (likewise)
+    from job_scheduler.core.handlers.works import refusal_of_stored  # noqa: PLC0415 (likewise)
+
     with _present_database() as (settings, database), database.reading() as connection:
         import_task_modules(settings.modules)
         registry = with_built_in(registered, database, SystemClock())
+        guard = Guard(settings.webhooks_allowed)
+        commands = Commands(settings.allowed_commands, {})
         found = deploy_check.check(
-            connection, registry, reject_unknown=settings.unknown_tasks is UnknownTasks.Reject
+            connection,
+            registry,
+            lambda webhook, command: refusal_of_stored(guard, commands, webhook, command),
+            reject_unknown=settings.unknown_tasks is UnknownTasks.Reject,
         )
     for line in deploy_check.in_lines(found, registry):
         typer.echo(line)

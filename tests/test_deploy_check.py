@@ -39,9 +39,9 @@ def test_check_finds_what_this_release_cannot_run(store: Backend) -> None:
     store.insert_task("vanished", webhook='{"url": "https://example.com"}')
     store.insert_task("vanished", command='["true"]')
     with store.database() as database, database.reading() as connection:
-        lenient = check(connection, registry, reject_unknown=False)
-        strict = check(connection, registry, reject_unknown=True)
-    assert (lenient.pending, lenient.timers) == (8, 1)
+        lenient = check(connection, registry, lambda *_: None, reject_unknown=False)
+        strict = check(connection, registry, lambda *_: None, reject_unknown=True)
+    assert (lenient.pending, lenient.timers) == (10, 1)
     assert [(each.name, each.problem, each.tasks) for each in lenient.findings] == [
         ("count", "the payload does not fit the handler", 5),
         ("vanished", "no handler has this name", 1),
@@ -89,6 +89,23 @@ def test_command_says_what_cannot_be_run(
     assert task_id in output
     assert "timer: no handler has this name (1 tasks)" in output
     assert "All of them" not in output
+
+
+def test_command_says_what_is_not_allowed_any_more(
+    store: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store.insert_task("fine", webhook='{"url": "https://example.com/"}')
+    store.insert_task("fine", command='["ls"]')
+    store.insert_task("inside", webhook='{"url": "http://10.0.0.1/"}')
+    store.insert_task("none", webhook='{"address": "https://example.com/"}')
+    store.insert_task("program", command='["rm", "-r"]')
+    store.insert_task("text", command='"ls"')
+    status, output = run_check(store, monkeypatch, tmp_path, COMMAND_ALLOW="ls")
+    assert status == 1
+    assert "fine" not in output
+    for name in ("inside", "none", "program", "text"):
+        assert f"{name}: it is not allowed (1 tasks)" in output
+    assert "'rm' is not allowed" in output
 
 
 def test_command_needs_a_database(

@@ -84,7 +84,9 @@ def test_only_those_that_match(store: Backend, wanted: dict[str, Any], expected:
     ("wanted", "field"),
     [
         ({"status": []}, "status"),
-        ({"status": ["done"]}, "status.0"),
+        ({"status": ["done"]}, "status"),
+        ({"status": "failed"}, "status"),
+        ({"status": [["failed"]]}, "status"),
         ({"rate": 0}, "rate"),
         ({"limit": 0}, "limit"),
         ({"limit": 10_001}, "limit"),

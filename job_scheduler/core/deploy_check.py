@@ -1,6 +1,6 @@
 """What the pending tasks in a database ask for, and whether this release's handlers can do it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,21 +39,33 @@ class Check:
     findings: list[Finding]
 
 
-def check(connection: Connection, registry: HandlerRegistry, *, reject_unknown: bool) -> Check:
-    """Compare every pending task with the handlers; `reject_unknown` as ``UNKNOWN_TASKS`` says."""
+def check(
+    connection: Connection,
+    registry: HandlerRegistry,
+    refusal: Callable[[Any, Any], str | None],
+    *,
+    reject_unknown: bool,
+) -> Check:
+    """Compare every pending task with the handlers; `reject_unknown` as ``UNKNOWN_TASKS`` says.
+
+    `refusal` tells of a webhook and a command (either may be None) why they are not allowed.
+    """
     findings: dict[tuple[str, str], Finding] = {}
     pending = timers = 0
-    for task_id, name, payload, expects_handler in _pending(connection):
+    for task_id, name, payload, expects_handler, webhook, command in _pending(connection):
         pending += 1
         handler = registry.get(name)
-        if handler is None:
-            if not expects_handler and not reject_unknown:
-                timers += 1
-                continue
-            problem, words = "no handler has this name", "it waits until there is one"
-        elif faults := handler.arguments.faults(payload or {}):
+        if webhook is not None or command is not None:
+            problem, words = "it is not allowed", refusal(webhook, command)
+        elif handler is not None:
+            faults = handler.arguments.faults(payload or {})
             problem, words = "the payload does not fit the handler", in_words(faults)
+        elif expects_handler or reject_unknown:
+            problem, words = "no handler has this name", "it waits until there is one"
         else:
+            timers += 1
+            continue
+        if not words:
             continue
         finding = findings.setdefault((name, problem), Finding(name, problem))
         finding.tasks += 1
@@ -75,23 +87,20 @@ def in_lines(found: Check, registry: HandlerRegistry) -> Iterator[str]:
         yield "All of them can be run."
 
 
-def _pending(connection: Connection) -> Iterator[tuple[str, str, Any, bool | None]]:
-    """Yield what the pending tasks ask their handlers, without holding them all in memory."""
+def _pending(connection: Connection) -> Iterator[Sequence[Any]]:
+    """Yield what the pending tasks ask for, without holding them all in memory."""
     asked = (
         select(
             *(tasks.c.run_at, tasks.c.task_id),
             *(tasks.c.name, tasks.c.payload, tasks.c.expects_handler),
+            *(tasks.c.webhook, tasks.c.command),
         )
-        .where(
-            tasks.c.status.in_(["scheduled", "running"]),
-            tasks.c.webhook.is_(None),
-            tasks.c.command.is_(None),
-        )
+        .where(tasks.c.status.in_(["scheduled", "running"]))
         .order_by(tasks.c.run_at, tasks.c.task_id)
         .limit(_PAGE)
     )
     page = asked
     while rows := connection.execute(page).all():
         for row in rows:
-            yield row.task_id, row.name, row.payload, row.expects_handler
+            yield row[1:]
         page = asked.where(tasks_after((rows[-1].run_at, rows[-1].task_id)))

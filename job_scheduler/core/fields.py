@@ -116,7 +116,33 @@ Priority = Annotated[int, Field(strict=True, ge=0, le=PRIORITY_MAX), BeforeValid
 Places = Annotated[int, Field(strict=True, ge=1, le=RUNNING_MAX), BeforeValidator(whole_number)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
 Timeout = Annotated[float, Field(strict=True, gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
-RetryDelay = Seconds | Annotated[list[Seconds], Field(min_length=1, max_length=MAX_ATTEMPTS_LIMIT)]
+
+
+def parse_retry_delay(value: object) -> object:
+    """Return `value`, a delay or several, as it is.
+
+    Raises:
+        PydanticCustomError: it is something else, or one of them is out of bounds.
+    """
+    delays = value if isinstance(value, list) else [value]
+    if not 1 <= len(delays) <= MAX_ATTEMPTS_LIMIT or not all(map(_is_delay, delays)):
+        raise PydanticCustomError(
+            "retry_delay",
+            f"Must be a number of seconds from 0 to {SECONDS_MAX}, or an array of 1 to "
+            f"{MAX_ATTEMPTS_LIMIT} such numbers.",
+        )
+    return value
+
+
+def _is_delay(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value <= SECONDS_MAX  # type: ignore[operator]  # a number, as it says
+
+
+RetryDelay = Annotated[
+    Seconds | Annotated[list[Seconds], Field(min_length=1, max_length=MAX_ATTEMPTS_LIMIT)],
+    BeforeValidator(parse_retry_delay),
+]
 
 _UUID_SCHEMA = {"type": "string", "format": "uuid"}
 _UUID_PATTERN = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"

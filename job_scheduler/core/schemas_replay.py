@@ -4,11 +4,19 @@ from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from job_scheduler.constants import RetryableStatus
 from job_scheduler.core.fields import Instant, Name, whole_number
 
 _LIMIT = 10_000
+_KNOWN = [status.value for status in RetryableStatus]
+
+
+def _statuses(value: object) -> object:
+    if not isinstance(value, list) or not value or not all(each in _KNOWN for each in value):
+        raise PydanticCustomError("status", "Must be an array of failed, unknown, or both.")
+    return value
 
 
 class Replay(BaseModel):
@@ -21,6 +29,7 @@ class Replay(BaseModel):
 
     status: Annotated[
         list[RetryableStatus],
+        BeforeValidator(_statuses),
         Field(
             min_length=1,
             description="Which of them. A run whose outcome is unknown may have done its work: "
@@ -40,7 +49,8 @@ class Replay(BaseModel):
             strict=True,
             ge=1,
             le=_LIMIT,
-            description="How many at most, those that finished first; repeat it for more.",
+            description="How many at most, those that finished first. For more, repeat it after "
+            "`until`: the rate holds for one request.",
         ),
         BeforeValidator(whole_number),
     ] = 1_000

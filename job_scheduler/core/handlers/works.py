@@ -144,11 +144,7 @@ class Works:
         return await self._webhooks.send(stored_webhook(stored), context)
 
     async def _run(self, stored: Any, context: RunContext) -> Any:
-        try:
-            command = _COMMAND.validate_python(stored)
-        except ValidationError as error:
-            raise Fail(f"this command cannot be run: {error.errors()[0]['msg']}") from None
-        return await self._commands.run(command, context)
+        return await self._commands.run(stored_command(stored), context)
 
     def _handle(self, handler: Handler, payload: dict[str, Any], context: RunContext) -> Any:
         try:
@@ -182,3 +178,27 @@ class Works:
                 "late_seconds": round(late, 6),
             }
         )
+
+
+def stored_command(document: Any) -> list[str]:
+    """Return a command as it stands in the database.
+
+    Raises:
+        Fail: it is none; another release or another program may have stored it.
+    """
+    try:
+        return _COMMAND.validate_python(document)
+    except ValidationError as error:
+        raise Fail(f"this command cannot be run: {error.errors()[0]['msg']}") from None
+
+
+def refusal_of_stored(
+    guard: Guard, commands: Commands, webhook: Any | None, command: Any | None
+) -> str | None:
+    """Return why a stored webhook, or command, would not be carried out, as far as is known."""
+    try:
+        if webhook is not None:
+            return guard.refusal(stored_webhook(webhook).url)
+        return commands.refusal(stored_command(command))
+    except Fail as failure:
+        return str(failure)
