@@ -522,6 +522,28 @@ def test_as_many_are_found_as_there_is_room_for(store: Backend) -> None:
     assert len(full) == 1
 
 
+def test_blocked_tasks_that_are_claimed_together_take_all_places(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    members: dict[str, Any] = {"concurrency_key": "k", "max_running": 2, "blocked_by": "key:k"}
+    ids = [store.insert_task(run_at=later(-60 + place), **members) for place in range(4)]
+
+    async def scenario() -> None:
+        async with bench(store, registry) as one:
+
+            async def claim(*which: int) -> list[bool]:
+                requests = [ClaimRequest(ids[place], new_token()) for place in which]
+                answers = await one.database.write(
+                    claim_within_limits, one.instance_id, requests, {}
+                )
+                return [isinstance(answer, Claim) for answer in answers]
+
+            assert await claim(2, 3) == [False, False]  # two others come first
+            assert await claim(0, 1, 2) == [True, True, False]
+
+    asyncio.run(scenario())
+
+
 def test_locked_row_holds_up_neither_other_keys_nor_others_of_its_own(store: Backend) -> None:
     if store.dialect == "sqlite":
         pytest.skip("SQLite locks no rows")

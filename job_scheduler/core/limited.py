@@ -8,6 +8,7 @@ counted are the rows of the running tasks. A task for which there is no place is
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -47,7 +48,10 @@ def claim_within_limits(
     due = _waiting_to_start(connection, [request.task_id for request in requests])
     names = names_of(due, limits)
     _lock(connection, names)
-    admission = admit(due, limits, usage_of(connection, names, fronts=True))
+    usage = usage_of(connection, names)
+    asking = {task.task_id for task in due}
+    fronts = {name: first for name in names if (first := _front(connection, name, asking))}
+    admission = admit(due, limits, replace(usage, fronts=fronts))
     if admission.blocked:
         _set_aside(connection, admission.blocked)
     for name, following in admission.following.items():
@@ -62,14 +66,14 @@ def claim_within_limits(
     return [by_token.get(request.token) for request in requests]
 
 
-def usage_of(connection: Connection, names: Collection[str], *, fronts: bool = False) -> Usage:
-    """Return how far these limits are taken up; with `fronts`, also who waits there first."""
+def usage_of(connection: Connection, names: Collection[str]) -> Usage:
+    """Return how far these limits are taken up; who waits there first is not looked up."""
     rates = [name for name in names if name.startswith(RATE)]
     return Usage(
         connection.execute(select(database_now())).scalar_one(),
         _running(connection) if names else Counter(),
         _following(connection, rates) if rates else {},
-        {name: first for name in names if (first := _front(connection, name))} if fronts else {},
+        {},
     )
 
 
@@ -124,9 +128,12 @@ def _following(connection: Connection, names: Sequence[str]) -> dict[str, dateti
     return {row.name: row.following_at for row in rows}
 
 
-def _front(connection: Connection, name: str) -> Urgency | None:
-    row = connection.execute(blocked_tasks(name, 1)).first()
-    return None if row is None else (-row.priority, row.due, row.task_id)
+def _front(connection: Connection, name: str, asking: Collection[str]) -> Urgency | None:
+    """Return how urgent the first task is that waits for a place, but for those that ask now."""
+    for row in connection.execute(blocked_tasks(name, len(asking) + 1)).all():
+        if row.task_id not in asking:
+            return -row.priority, row.due, row.task_id
+    return None
 
 
 def _set_aside(connection: Connection, blocked: Mapping[str, str]) -> None:
