@@ -45,14 +45,10 @@ def parse(raw: bytes) -> Any:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise InvalidBody("The body is not UTF-8. Send JSON encoded in UTF-8.") from None
+    if text.startswith("\ufeff"):
+        raise InvalidBody("The body begins with a byte order mark (BOM). Send JSON without one.")
     try:
-        document = json.loads(
-            text,
-            object_pairs_hook=_object_of_unique_keys,
-            parse_int=_integer,
-            parse_float=_float,
-            parse_constant=_refuse_constant,
-        )
+        document = _decoder.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidBody(
             f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -202,3 +198,12 @@ def _refuse_forbidden_characters(document: Any) -> None:
             waiting += [(f"{path}.{key}" if path else key, value) for key, value in node.items()]
         elif isinstance(node, list):
             waiting += [(f"{path}.{index}", value) for index, value in enumerate(node)]
+
+
+# Made once: json.loads makes one for each document when it is given hooks.
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_object_of_unique_keys,
+    parse_int=_integer,
+    parse_float=_float,
+    parse_constant=_refuse_constant,
+)
