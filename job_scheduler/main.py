@@ -12,7 +12,15 @@ from job_scheduler import __version__
 from job_scheduler.assembly import start
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings, load_settings
-from job_scheduler.core import api, batch_api, handlers_api, health, recovery_api, runs_api
+from job_scheduler.core import (
+    api,
+    batch_api,
+    handlers_api,
+    health,
+    metrics_api,
+    recovery_api,
+    runs_api,
+)
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
 from job_scheduler.core.handlers_api import document_handlers
 from job_scheduler.core.locks import TaskLock
@@ -88,6 +96,7 @@ def create_app(
     app.include_router(handlers_api.router)
     app.include_router(recovery_api.router)
     app.include_router(health.router)
+    app.include_router(metrics_api.router)
     app.state.registry = registry
     add_docs(app)
     add_error_handlers(app)

@@ -159,6 +159,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "GET /recovery/plan": "planRecovery",
         "POST /recovery/approve": "approveRecovery",
         "GET /health": "health",
+        "GET /metrics": "metrics",
         "GET /livez": "livez",
         "GET /healthz": "healthz",
         "GET /readyz": "readyz",
@@ -196,6 +197,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "GET /recovery/plan": {500, 503},
         "POST /recovery/approve": {409, 500, 503},
         "GET /health": {500, 503},
+        "GET /metrics": {500},
         "GET /livez": {500},
         "GET /healthz": {500},
         "GET /readyz": {500, 503},
@@ -278,6 +280,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       16 selected / 16 total" in run.stdout
+    assert "Operations:       17 selected / 17 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()
