@@ -42,6 +42,16 @@ def test_failed_tasks_are_run_again(backend: Backend, registry: HandlerRegistry)
         assert client.get(f"/tasks/{kept}").json()["attempt"] == 0
 
 
+def test_what_was_expired_is_run_all_the_same(store: Backend, registry: HandlerRegistry) -> None:
+    registry.task("probe")(lambda: "after all")
+    one, many = insert_failed(store, 2, start_before=later(-50), run_at=later(-60))
+    with running(store, registry) as client:
+        assert client.post(f"/tasks/{one}/retry").json()["start_before"] is None
+        assert finished(client, one)["result"] == "after all"
+        retry(client)
+        assert finished(client, many)["result"] == "after all"
+
+
 def test_they_come_at_the_rate_that_is_asked_for_the_oldest_first(store: Backend) -> None:
     failed = insert_failed(store, 4)
     with running(store) as client:

@@ -45,9 +45,11 @@ def claim_within_limits(
     repeated: bool = False,
 ) -> list[Claim | DueTask | None]:
     """Claim what is due and within its limits, as ``claims.claim`` does; set the rest aside."""
-    due = _waiting_to_start(connection, [request.task_id for request in requests])
-    names = names_of(due, limits)
+    ids = [request.task_id for request in requests]
+    names = names_of(_waiting_to_start(connection, ids), limits)
     _lock(connection, names)
+    # Read once more under the lock: whoever had it may have claimed some of them.
+    due = _waiting_to_start(connection, ids)
     usage = usage_of(connection, names)
     asking = {task.task_id for task in due}
     fronts = {name: first for name in names if (first := _front(connection, name, asking))}

@@ -14,6 +14,7 @@ from job_scheduler.exceptions import TaskNotRetryable
 
 _FORGOTTEN = (
     "result",
+    "start_before",
     "claim_token",
     "instance_id",
     "started_at",

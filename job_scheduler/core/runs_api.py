@@ -40,7 +40,9 @@ async def list_runs(task_id: TaskIdDep, services: ServicesDep) -> list[RunRow]:
     responses=problems(404, TaskNotRetryable(EXAMPLE_ID, TaskStatus.Done), 500, 503),
 )
 async def retry_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
-    """Run a task that is failed or unknown once more, now, whatever its `max_attempts` says.
+    """Run a task that is failed or unknown once more, now.
+
+    Neither its `max_attempts` nor its `start_before`, which is removed, stand in the way.
 
     Look at its attempts first: a run whose outcome is unknown may have done its work.
     """
