@@ -125,6 +125,25 @@ def test_plain_handler_is_asked_to_stop(backend: Backend, registry: HandlerRegis
     assert (run["outcome"], run["result"]) == ("cancelled", "stopped half-way")
 
 
+def test_plain_handler_that_is_asked_to_stop_and_raises_is_cancelled(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    @registry.task("probe", max_attempts=3)
+    def probe(context: RunContext) -> None:
+        while not context.should_stop:
+            threading.Event().wait(0.01)
+        raise ValueError("half-way")
+
+    with running(store, registry) as client:
+        task_id = post(client, run_at=later(0))["task_id"]
+        begun(client, task_id)
+        cancel(client, task_id)
+        task = finished(client, task_id)
+        [run] = client.get(f"/tasks/{task_id}/runs").json()
+    assert (task["status"], task["result"]) == ("cancelled", "ValueError: half-way")
+    assert (run["outcome"], run["result"]) == ("cancelled", "ValueError: half-way")
+
+
 @pytest.mark.parametrize("ends", ["returns", "raises"])
 def test_plain_handler_that_does_not_look_ends_by_itself(
     store: Backend, registry: HandlerRegistry, ends: str

@@ -510,7 +510,9 @@ def test_as_many_are_found_as_there_is_room_for(store: Backend) -> None:
             run_at=later(-60 + place), concurrency_key="k", max_running=3, blocked_by="key:k"
         )
         store.insert_task("probe", run_at=later(-60 + place), blocked_by="handler:probe")
-    store.insert_task("other", status="running", concurrency_key="k", max_running=3)
+    store.insert_task(
+        "probe", status="running", concurrency_key="k", max_running=3, command='["true"]'
+    )
     with store.database() as database, database.reading() as connection:
         by_key = startable(connection, ["key:k"], {})
         by_handler = startable(connection, ["handler:probe"], {"probe": HandlerLimit(2, None)})

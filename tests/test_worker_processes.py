@@ -594,6 +594,14 @@ def test_late_progress_is_not_taken_for_that_of_the_next_run() -> None:
     assert run(scenario()) == []
 
 
+def test_what_is_said_of_another_run_is_not_taken_for_the_answer() -> None:
+    async def scenario() -> Any:
+        async with workers() as pool:
+            return await pool.call(isolated.speak_of_another, {}, run_context())
+
+    assert run(scenario()) == "its own result"
+
+
 @pytest.mark.parametrize("cut", [0, 3, 4, 10])
 def test_worker_takes_a_message_that_breaks_off_for_the_end(cut: int) -> None:
     whole = request(Stop("a token"))

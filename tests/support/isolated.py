@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from job_scheduler import Fail, RetryLater, RunContext
+from job_scheduler.core.handlers.processes.frames import Returned, answer
 
 FOR_EVER = ["sleep", "1000"]
 
@@ -211,6 +212,15 @@ def write_to_the_service(content: str) -> None:
         if _target(descriptor).startswith("socket:"):
             os.write(descriptor, bytes.fromhex(content))
     threading.Event().wait()
+
+
+def speak_of_another() -> str:
+    """Say how some other run has ended, as a late word of it would."""
+    said = answer(Returned(token="another", result="its result"))
+    for descriptor in range(3, 100):
+        if _target(descriptor).startswith("socket:"):
+            os.write(descriptor, said)
+    return "its own result"
 
 
 def _target(descriptor: int) -> str:
