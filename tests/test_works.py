@@ -358,6 +358,28 @@ def test_traceback_is_kept_and_shown_where_that_is_allowed(
     assert run["traceback"] == (kept["traceback"] if allowed else None)
 
 
+class Foreign(Exception):
+    """An exception of some library, which has a member of the same name for something else."""
+
+    def details(self) -> str:
+        """Tell more."""
+        return "more"
+
+
+def test_exception_may_have_details_of_its_own(store: Backend) -> None:
+    registry = HandlerRegistry()
+
+    def a_telling_name() -> None:
+        raise Foreign("theirs")
+
+    registry.task("probe")(a_telling_name)
+    with running(store, registry) as client:
+        task = finished(client, post(client, run_at=later(0))["task_id"])
+    assert (task["status"], task["result"]) == ("failed", "tests.test_works.Foreign: theirs")
+    [kept] = store.sql("SELECT traceback FROM task_runs")
+    assert "a_telling_name" in kept["traceback"]
+
+
 def test_long_result_is_cut(store: Backend) -> None:
     registry = HandlerRegistry()
     registry.task("probe")(lambda: "x" * 2_000)

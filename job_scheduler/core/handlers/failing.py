@@ -6,7 +6,7 @@ import traceback
 
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.options import Options
-from job_scheduler.core.handlers.raised import Fail, RetryLater
+from job_scheduler.core.handlers.raised import Fail, RetryLater, Verdict
 from job_scheduler.core.handlers.words import words_of
 from job_scheduler.core.outcomes import Failed, Outcome, RetryIn
 from job_scheduler.strict_json import clean_text
@@ -44,5 +44,6 @@ def _traceback(error: BaseException) -> str:
 
     Unlike JSON, a column of text has no room for NUL.
     """
-    details = getattr(error, "details", None) or "".join(traceback.format_exception(error))
+    elsewhere = error.details if isinstance(error, Verdict) else ""
+    details = elsewhere or "".join(traceback.format_exception(error))
     return clean_text(details[-_TRACEBACK_MAX_LENGTH:]).replace("\0", "\ufffd")

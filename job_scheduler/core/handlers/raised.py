@@ -5,14 +5,20 @@ from datetime import timedelta
 from job_scheduler.constants import SECONDS_MAX
 
 
-class Fail(Exception):
-    """The task is failed, and not tried again; the text is its result."""
+class Verdict(Exception):
+    """What a handler says of its own failure; the text alone is what is said of it.
+
+    `details` is the traceback of where it was raised, if that was in another process.
+    """
 
     details = ""
-    """Where it was raised in another process: its traceback there."""
 
 
-class RetryLater(Exception):
+class Fail(Verdict):
+    """The task is failed, and not tried again; the text is its result."""
+
+
+class RetryLater(Verdict):
     """The task is tried again `after` some seconds, while attempts are left.
 
     Without `after`, it waits as its retry_delay says. `reason` is kept in the history, and as the
@@ -21,9 +27,6 @@ class RetryLater(Exception):
     Raises:
         ValueError: `after` is negative, or beyond a year.
     """
-
-    details = ""
-    """As of ``Fail``."""
 
     def __init__(
         self,

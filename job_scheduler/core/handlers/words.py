@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Generator
 
-from job_scheduler.core.handlers.raised import Fail, RetryLater
+from job_scheduler.core.handlers.raised import Verdict
 from job_scheduler.strict_json import clean_text
 
 _MAX_LENGTH = 10_000
@@ -11,7 +11,7 @@ _MAX_LENGTH = 10_000
 
 def words_of(error: BaseException) -> str:
     """Return an exception as text: a handler's own verdict by its reason alone."""
-    if isinstance(error, Fail | RetryLater):
+    if isinstance(error, Verdict):
         text = str(error)
     else:
         text = "".join(traceback.format_exception_only(error)).strip()
