@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, case, func, select
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime
-from job_scheduler.core.given import given_rows, returning
+from job_scheduler.core.given import locked_tasks, returning
 from job_scheduler.core.store import DUE_COLUMNS, DueTask, tasks
 
 
@@ -157,29 +157,23 @@ _MEMBERS = {"task_id": "uuid", "token": "uuid", "admitted": "boolean"}
 
 def _claim_statement(dialect: str, *, repeated: bool) -> Any:
     now = NOW_SQL[dialect]
-    row_lock = alive_lock = ""
-    if dialect == "postgresql":
-        # Rows are locked in the order of their ids, so that two batches cannot deadlock.
-        row_lock = "FOR NO KEY UPDATE OF task" + ("" if repeated else " SKIP LOCKED")
-        # Collides with whoever declares this instance dead, and not with its heartbeat.
-        alive_lock = "FOR KEY SHARE"
+    due = locked_tasks(
+        dialect,
+        _MEMBERS,
+        "task.task_id AS id, given.token AS token, task.status AS former",
+        f"""
+            WHEN 'scheduled' THEN task.missed_at IS NULL
+                AND coalesce(task.retry_at, task.run_at) <= {now}
+                AND (coalesce(task.concurrency_key, task.blocked_by) IS NULL OR given.admitted)
+            WHEN 'running' THEN task.claim_token = given.token""",
+        skip_locked=not repeated,
+    )
+    # Collides with whoever declares this instance dead, and not with its heartbeat.
+    alive_lock = "FOR KEY SHARE" if dialect == "postgresql" else ""
     return returning(
         dialect,
         f"""
-        WITH due AS MATERIALIZED (
-            SELECT task.task_id AS id, given.token AS token, task.status AS former
-            FROM {given_rows(dialect, _MEMBERS)}
-            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-            -- CASE hides these conditions from the partial indexes: each task is found by its id.
-            -- With OR, all that is due would be read for each batch.
-            WHERE CASE task.status
-                WHEN 'scheduled' THEN task.missed_at IS NULL
-                    AND coalesce(task.retry_at, task.run_at) <= {now}
-                    AND (coalesce(task.concurrency_key, task.blocked_by) IS NULL OR given.admitted)
-                WHEN 'running' THEN task.claim_token = given.token
-                ELSE false END
-            ORDER BY task.task_id {row_lock}
-        )
+        WITH due AS MATERIALIZED ({due})
         UPDATE scheduled_tasks SET
             status = 'running',
             attempt = attempt + CASE due.former WHEN 'scheduled' THEN 1 ELSE 0 END,

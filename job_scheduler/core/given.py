@@ -22,6 +22,31 @@ def given_rows(dialect: str, columns: Mapping[str, str]) -> str:
     return f"(SELECT {members} FROM json_each(:given)) AS given"  # noqa: S608 (made of constants)
 
 
+def locked_tasks(
+    dialect: str,
+    members: Mapping[str, str],
+    columns: str,
+    condition: str,
+    *,
+    skip_locked: bool = False,
+) -> str:
+    """Return the SELECT of `columns` from ``given`` and ``task``, the row of the same task_id.
+
+    The rows are locked in the order of their ids, so that two batches cannot deadlock. `condition`
+    are the branches of a CASE by the task's status, which hides them from the partial indexes: each
+    task is found by its id. With OR, all that have a status would be read for each batch.
+    """
+    lock = ""
+    if dialect == "postgresql":
+        lock = "FOR NO KEY UPDATE OF task" + (" SKIP LOCKED" if skip_locked else "")
+    return f"""
+        SELECT {columns}
+        FROM {given_rows(dialect, members)}
+        JOIN scheduled_tasks AS task ON task.task_id = given.task_id
+        WHERE CASE task.status {condition} ELSE false END
+        ORDER BY task.task_id {lock}"""  # noqa: S608 (made of constants)
+
+
 def returning(dialect: str, statement: str, **types: Any) -> Any:
     """Return a statement, with the types of the columns that SQLite's driver cannot make by itself.
 

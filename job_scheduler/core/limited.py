@@ -18,7 +18,7 @@ from job_scheduler import strict_json
 from job_scheduler.core import claims
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now
-from job_scheduler.core.given import given_rows
+from job_scheduler.core.given import locked_tasks
 from job_scheduler.core.limits import (
     HANDLER,
     KEY,
@@ -145,18 +145,17 @@ def _set_aside(connection: Connection, blocked: Mapping[str, str]) -> None:
 
 
 def _set_aside_statement(dialect: str) -> Any:
-    # What somebody else holds locked stays as it is, and comes again.
-    row_lock = "FOR NO KEY UPDATE OF task SKIP LOCKED" if dialect == "postgresql" else ""
+    waiting = locked_tasks(
+        dialect,
+        {"task_id": "uuid", "name": "text"},
+        "task.task_id, given.name",
+        "WHEN 'scheduled' THEN true",
+        # What somebody else holds locked stays as it is, and comes again.
+        skip_locked=True,
+    )
     return text(
         f"""
-        WITH waiting AS MATERIALIZED (
-            SELECT task.task_id, given.name
-            FROM {given_rows(dialect, {"task_id": "uuid", "name": "text"})}
-            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-            -- CASE hides the condition from the partial indexes: each task is found by its id.
-            WHERE CASE task.status WHEN 'scheduled' THEN true ELSE false END
-            ORDER BY task.task_id {row_lock}
-        )
+        WITH waiting AS MATERIALIZED ({waiting})
         UPDATE scheduled_tasks AS task
         SET blocked_by = waiting.name, updated_at = {NOW_SQL[dialect]}
         FROM waiting WHERE task.task_id = waiting.task_id

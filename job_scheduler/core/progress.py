@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 from job_scheduler import strict_json
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.columns import NOW_SQL
-from job_scheduler.core.given import given_rows
+from job_scheduler.core.given import locked_tasks
 from job_scheduler.core.handlers.context import Progress
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable
@@ -70,20 +70,16 @@ _MEMBERS = {"task_id": "uuid", "token": "uuid", "progress": "text"}
 
 
 def _statement(dialect: str) -> Any:
-    row_lock, value = "", "standing.progress"
-    if dialect == "postgresql":
-        # In the order of their ids, so that two batches cannot deadlock.
-        row_lock, value = "FOR NO KEY UPDATE OF task", "CAST(standing.progress AS json)"
+    standing = locked_tasks(
+        dialect,
+        _MEMBERS,
+        "task.task_id, given.progress",
+        "WHEN 'running' THEN task.claim_token = given.token",
+    )
+    value = "CAST(standing.progress AS json)" if dialect == "postgresql" else "standing.progress"
     return text(
         f"""
-        WITH standing AS MATERIALIZED (
-            SELECT task.task_id, given.progress
-            FROM {given_rows(dialect, _MEMBERS)}
-            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-            -- CASE keeps it from the index of all that run: each task is found by its id.
-            WHERE CASE task.status WHEN 'running' THEN task.claim_token = given.token ELSE false END
-            ORDER BY task.task_id {row_lock}
-        )
+        WITH standing AS MATERIALIZED ({standing})
         UPDATE scheduled_tasks AS task SET progress = {value}, updated_at = {NOW_SQL[dialect]}
         FROM standing WHERE task.task_id = standing.task_id
         """  # noqa: S608 (made of constants)

@@ -16,7 +16,7 @@ from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome
 from job_scheduler.core.claims import DUE_SQL, Run
 from job_scheduler.core.columns import NOW_SQL, database_now, later_sql
-from job_scheduler.core.given import given_rows
+from job_scheduler.core.given import locked_tasks
 from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_DONE, ON_FAILED, hook_of
 from job_scheduler.core.models import TaskRun
 from job_scheduler.core.outcomes import Decision, Outcome, decide
@@ -171,24 +171,20 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool) -> list[Any
     On PostgreSQL one statement, and so one round trip, does it all.
     """
     now = NOW_SQL[dialect]
-    row_lock = ""
-    if dialect == "postgresql":
-        # In the order of their ids, so that two batches cannot deadlock.
-        row_lock = "FOR NO KEY UPDATE OF task" + (" SKIP LOCKED" if skip_locked else "")
-    standing = f"""
-        WITH standing AS MATERIALIZED (
-            SELECT task.task_id, task.claim_token, task.attempt, task.run_at, task.retry_at,
-                task.started_at, task.instance_id,
-                {_BECOMES} AS becomes, {_BECOMES} <> 'scheduled' AS has_ended,
-                given.outcome, given.delay, given.traceback,
-                CASE WHEN {_BECOMES} = given.status THEN given.hook END AS hook,
-                {_JSON[dialect].format("given.result")} AS result
-            FROM {given_rows(dialect, _MEMBERS)}
-            JOIN scheduled_tasks AS task ON task.task_id = given.task_id
-            -- CASE keeps it from the index of all that run: each task is found by its id.
-            WHERE CASE task.status WHEN 'running' THEN task.claim_token = given.token ELSE false END
-            ORDER BY task.task_id {row_lock}
-        )"""  # noqa: S608 (made of constants)
+    found = locked_tasks(
+        dialect,
+        _MEMBERS,
+        f"""
+            task.task_id, task.claim_token, task.attempt, task.run_at, task.retry_at,
+            task.started_at, task.instance_id,
+            {_BECOMES} AS becomes, {_BECOMES} <> 'scheduled' AS has_ended,
+            given.outcome, given.delay, given.traceback,
+            CASE WHEN {_BECOMES} = given.status THEN given.hook END AS hook,
+            {_JSON[dialect].format("given.result")} AS result""",
+        "WHEN 'running' THEN task.claim_token = given.token",
+        skip_locked=skip_locked,
+    )
+    standing = f"WITH standing AS MATERIALIZED ({found})"
     enter = f"""
         INSERT INTO task_runs (task_id, claim_token, attempt, scheduled_for, started_at,
             finished_at, outcome, result, traceback, instance_id)
