@@ -5,7 +5,6 @@ import base64
 import logging
 import os
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from tests.support.app import (
     task_body,
 )
 from tests.support.process_tasks import isolated
+from tests.support.processes import gone
 from tests.support.receiver import Receiver
 from tests.support.services import wait_until
 
@@ -50,14 +50,6 @@ def runs(client: Any, task_id: str) -> list[dict[str, Any]]:
     return list(client.get(f"/tasks/{task_id}/runs").json())
 
 
-def is_there(pid: int) -> bool:
-    """Whether a process exists and is more than a corpse."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 # ------------------------------------------------------------------------- isolation
 
 
@@ -69,7 +61,7 @@ def test_isolated_handler_runs_in_a_process_of_its_own(backend: Backend) -> None
     assert first["result"]["pid"] not in (os.getpid(), None)
     assert second["result"]["pid"] == first["result"]["pid"]  # it is kept for the next one
     assert first["progress"] == {"fraction": 0.5, "message": "half-way"}
-    assert not is_there(first["result"]["pid"])
+    assert gone(first["result"]["pid"])
 
 
 def test_service_lives_on_when_a_worker_falls(store: Backend) -> None:
@@ -96,9 +88,9 @@ def test_worker_is_killed_with_all_that_it_has_started(store: Backend, how: str)
             client.post(f"/tasks/{task_id}/cancel")
         if how != "stop":
             ended = finished(client, task_id)
-            wait_until(lambda: not is_there(child))
+            wait_until(lambda: gone(child))
             assert client.get("/health").json()["scheduler"]["lost"] == 0
-    wait_until(lambda: not is_there(child))
+    wait_until(lambda: gone(child))
     if how == "stop":
         ended = store.row(task_id)
     assert ended["status"] == {"timeout": "failed", "cancel": "cancelled", "stop": "failed"}[how]
