@@ -185,10 +185,8 @@ _RELEASED = {
     ),
 }
 
-# For this transaction alone. Compiling does not pay: a sort that must be is said to cost a lot.
-_ALONG_THE_INDEX = text(
-    "SELECT set_config('enable_sort', 'off', true), set_config('jit', 'off', true)"
-)
+# For this transaction alone.
+_ALONG_THE_INDEX = text("SELECT set_config('enable_sort', 'off', true)")
 _COUNT_OVERDUE = _typed(
     f"""
     SELECT count(*) AS tasks, count(CASE WHEN {NEW_SQL} THEN 1 END) AS new

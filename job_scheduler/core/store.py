@@ -36,23 +36,25 @@ SHOWN = [column for column in tasks.c if column.name not in ("claim_token", "exp
 TaskRow = dict[str, Any]
 HANDLER, WEBHOOK, COMMAND = "handler", "webhook", "command"
 """The kinds of what a task runs."""
-KIND_SQL = (
-    f"CASE WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
-    f"WHEN command IS NOT NULL THEN '{COMMAND}' ELSE '{HANDLER}' END"
-)
 DUE_AT = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
 """When a scheduled task is to start."""
 HANDLER_NAME = case((tasks.c.webhook.is_(None) & tasks.c.command.is_(None), tasks.c.name))
 """The name of the handler that a task runs; none if it runs something else."""
+_DUE_SQL = {
+    "due": "coalesce(retry_at, run_at)",
+    "task_id": "task_id",
+    "name": "name",
+    "kind": f"CASE WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
+    f"WHEN command IS NOT NULL THEN '{COMMAND}' ELSE '{HANDLER}' END",
+    "priority": "priority",
+    "is_limited": "concurrency_key IS NOT NULL",
+}
+"""What a ``DueTask`` is made of, for statements written as text."""
 DUE_COLUMNS = [
-    DUE_AT.label("due"),
-    tasks.c.task_id,
-    tasks.c.name,
-    literal_column(KIND_SQL).label("kind"),
-    tasks.c.priority,
-    tasks.c.concurrency_key.is_not(None).label("is_limited"),
+    literal_column(sql, UtcDateTime() if name == "due" else None).label(name)
+    for name, sql in _DUE_SQL.items()
 ]
-"""What a ``DueTask`` is made of."""
+"""The same, for others."""
 FETCHED_AT_ONCE = 500
 """Rows that the driver makes in one go: it lets no other thread run meanwhile."""
 
@@ -191,10 +193,7 @@ def due_tasks(
 
 def _due_statement(dialect: str, *, urgent: bool) -> Any:
     horizon = later_sql(dialect, ":seconds")
-    columns = (
-        f"coalesce(retry_at, run_at) AS due, task_id, name, {KIND_SQL} AS kind, priority, "
-        "concurrency_key IS NOT NULL AS is_limited"
-    )
+    columns = ", ".join(f"{sql} AS {name}" for name, sql in _DUE_SQL.items())
 
     def first(which: str) -> str:
         return f"""
