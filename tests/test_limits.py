@@ -15,7 +15,7 @@ from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.lanes import Lane
 from job_scheduler.core.limited import claim_within_limits
-from job_scheduler.core.limits import HandlerLimit, Limited, Usage, admit, room_of
+from job_scheduler.core.limits import Bounds, HandlerLimit, Limited, Usage, admit, room_of
 from job_scheduler.core.rates import Rate
 from job_scheduler.core.store import DueTask
 from job_scheduler.core.unblocking import Unblocking
@@ -103,50 +103,52 @@ def test_rate_is_kept_in_the_long_run(rate: Rate) -> None:
 def limited(task_id: str, place: int = 0, **members: Any) -> Limited:
     """A task that is due."""
     given: dict[str, Any] = {"handler": "probe", "key": None, "max_running": None} | members
-    return Limited(task_id, urgency=(0, NOON + seconds(place), task_id), **given)
+    return Limited(task_id, (0, NOON + seconds(place), task_id), Bounds(**given))
 
 
-def usage(running: dict[str, int] | None = None, **members: Any) -> Usage:
+def usage(
+    running: dict[str, int] | None = None, following: dict[str, datetime] | None = None
+) -> Usage:
     """How far limits are taken up."""
-    given: dict[str, Any] = {"following": {}, "fronts": {}} | members
-    return Usage(NOON, Counter(running or {}), **given)
+    return Usage(NOON, Counter(running or {}), following or {})
 
 
 def test_key_lets_one_run_unless_a_task_says_otherwise() -> None:
     due = [limited("b", 2, key="k"), limited("a", 1, key="k"), limited("c", key="other")]
-    admission = admit(due, {}, usage())
+    admission = admit(due, {}, usage(), {})
     assert admission.admitted == {"a", "c"}
     assert admission.blocked == {"b": "key:k"}
     more = [limited("a", key="k", max_running=3), limited("b", key="k", max_running=2)]
-    assert admit(more, {}, usage({"key:k": 1})).blocked == {"b": "key:k"}
+    assert admit(more, {}, usage({"key:k": 1}), {}).blocked == {"b": "key:k"}
 
 
 def test_handler_has_its_limit_beside_the_keys() -> None:
     limits = {"probe": HandlerLimit(2, None)}
     due = [limited("a", key="k"), limited("b", key="k"), limited("c"), limited("d")]
-    admission = admit(due, limits, usage())
+    admission = admit(due, limits, usage(), {})
     assert admission.admitted == {"a", "c"}
     assert admission.blocked == {"b": "key:k", "d": "handler:probe"}
     assert admission.following == {}
-    assert admit([limited("e", handler="other")], limits, usage({"handler:probe": 9})).blocked == {}
+    other = limited("e", handler="other")
+    assert admit([other], limits, usage({"handler:probe": 9}), {}).blocked == {}
 
 
 def test_rate_blocks_what_is_too_much_and_counts_what_starts() -> None:
     rate = Rate(2, 1.0)
     limits = {"probe": HandlerLimit(None, rate)}
     due = [limited(name, place) for place, name in enumerate("abc")]
-    admission = admit(due, limits, usage())
+    admission = admit(due, limits, usage(), {})
     assert admission.admitted == {"a", "b"}
     assert admission.blocked == {"c": "rate:probe"}
     assert admission.following == {"rate:probe": rate.after(None, NOON, 2)}
-    later_on = admit(due, limits, usage(following=admission.following))
+    later_on = admit(due, limits, usage(following=admission.following), {})
     assert (later_on.admitted, later_on.following) == (set(), {})
 
 
 def test_nobody_overtakes_what_waits_already() -> None:
     first = (0, NOON + seconds(5), "first")
     due = [limited("early", 1, key="k", max_running=9), limited("late", 9, key="k", max_running=9)]
-    admission = admit(due, {}, usage(fronts={"key:k": first}))
+    admission = admit(due, {}, usage(), {"key:k": first})
     assert admission.admitted == {"early"}
     assert admission.blocked == {"late": "key:k"}
 
@@ -154,7 +156,7 @@ def test_nobody_overtakes_what_waits_already() -> None:
 def test_nobody_overtakes_who_is_blocked_at_the_same_time() -> None:
     due = [limited(str(most), most, key="k", max_running=most) for most in (1, 5, 6)]
     due.append(limited("two", 2, key="k", max_running=2))
-    admission = admit(due, {}, usage({"key:k": 1}))
+    admission = admit(due, {}, usage({"key:k": 1}), {})
     assert admission.admitted == set()  # the first of them waits until nothing else runs
     assert set(admission.blocked) == {"1", "two", "5", "6"}
 
@@ -162,10 +164,14 @@ def test_nobody_overtakes_who_is_blocked_at_the_same_time() -> None:
 def test_what_runs_no_handler_is_not_under_the_limits_of_one() -> None:
     limits = {"probe": HandlerLimit(1, Rate(1, 60.0))}
     other = limited("webhook", handler=None, key="k")
-    assert other.names(limits) == ["key:k"]
-    assert limited("handler", key="k").names(limits) == ["key:k", "handler:probe", "rate:probe"]
+    assert other.bounds.names(limits) == ["key:k"]
+    assert limited("handler", key="k").bounds.names(limits) == [
+        "key:k",
+        "handler:probe",
+        "rate:probe",
+    ]
     busy = usage({"handler:probe": 1, "key:k": 0})
-    assert admit([other], limits, busy).admitted == {"webhook"}
+    assert admit([other], limits, busy, {}).admitted == {"webhook"}
 
 
 def test_room_of_a_limit() -> None:

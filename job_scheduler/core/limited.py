@@ -8,7 +8,6 @@ counted are the rows of the running tasks. A task for which there is no place is
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from job_scheduler.core.limits import (
     HANDLER,
     KEY,
     RATE,
+    Bounds,
     Limited,
     Limits,
     Urgency,
@@ -46,14 +46,16 @@ def claim_within_limits(
 ) -> list[Claim | DueTask | None]:
     """Claim what is due and within its limits, as ``claims.claim`` does; set the rest aside."""
     ids = [request.task_id for request in requests]
-    names = names_of(_waiting_to_start(connection, ids), limits)
-    _lock(connection, names)
-    # Read once more under the lock: whoever had it may have claimed some of them.
     due = _waiting_to_start(connection, ids)
-    usage = usage_of(connection, names)
+    names = names_of(due, limits)
+    # On SQLite there is only one that writes.
+    if names and connection.dialect.name == "postgresql":
+        connection.execute(_LOCK, {"names": strict_json.dumps(names)})
+        # Once more: whoever had the lock may have claimed some of them.
+        due = _waiting_to_start(connection, ids)
     asking = {task.task_id for task in due}
-    fronts = {name: first for name in names if (first := _front(connection, name, asking))}
-    admission = admit(due, limits, replace(usage, fronts=fronts))
+    waiting = {name: first for name in names if (first := _front(connection, name, asking))}
+    admission = admit(due, limits, usage_of(connection, names), waiting)
     if admission.blocked:
         _set_aside(connection, admission.blocked)
     for name, following in admission.following.items():
@@ -69,13 +71,12 @@ def claim_within_limits(
 
 
 def usage_of(connection: Connection, names: Collection[str]) -> Usage:
-    """Return how far these limits are taken up; who waits there first is not looked up."""
+    """Return how far these limits are taken up."""
     rates = [name for name in names if name.startswith(RATE)]
     return Usage(
         connection.execute(select(database_now())).scalar_one(),
         _running(connection) if names else Counter(),
         _following(connection, rates) if rates else {},
-        {},
     )
 
 
@@ -97,16 +98,10 @@ def _waiting_to_start(connection: Connection, ids: Sequence[str]) -> list[Limite
         ).where(tasks.c.task_id.in_(ids))
     )
     return [
-        Limited(task_id, handler, (-priority, due, task_id), key, max_running)
+        Limited(task_id, (-priority, due, task_id), Bounds(handler, key, max_running))
         for task_id, handler, priority, due, key, max_running, status in rows
         if status == "scheduled"
     ]
-
-
-def _lock(connection: Connection, names: Sequence[str]) -> None:
-    """Let one transaction at a time count for these limits; on SQLite there is only one anyway."""
-    if names and connection.dialect.name == "postgresql":
-        connection.execute(_LOCK, {"names": strict_json.dumps(names)})
 
 
 def _running(connection: Connection) -> Counter[str]:
@@ -164,7 +159,7 @@ def _set_aside_statement(dialect: str) -> Any:
 
 
 _SET_ASIDE = {dialect: _set_aside_statement(dialect) for dialect in NOW_SQL}
-# In order, so that two transactions cannot wait for each other.
+# One transaction at a time counts for a limit. In order, so that no two wait for each other.
 _LOCK = text(
     "SELECT pg_advisory_xact_lock(number) FROM (SELECT DISTINCT hashtextextended(value, 0) AS "
     "number FROM json_array_elements_text(CAST(:names AS json)) ORDER BY number) AS numbers"

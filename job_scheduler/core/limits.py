@@ -31,14 +31,12 @@ Limits = Mapping[str, HandlerLimit]
 
 
 @dataclass(frozen=True, slots=True)
-class Limited:
-    """A task that is due, with what limits it; `handler` is its name, if that is what it runs."""
+class Bounds:
+    """What limits a task: its name, if that is a handler's, and its concurrency key."""
 
-    task_id: str
     handler: str | None
-    urgency: Urgency
     key: str | None
-    max_running: int | None
+    max_running: int | None = None
 
     def places(self, limits: Limits) -> Iterator[tuple[str, int]]:
         """Yield the limits on what runs at a time: the name of each, and how many."""
@@ -60,17 +58,24 @@ class Limited:
 
 
 @dataclass(frozen=True, slots=True)
+class Limited:
+    """A task that is due, with what limits it."""
+
+    task_id: str
+    urgency: Urgency
+    bounds: Bounds
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """How far limits are taken up at the instant `now`.
 
-    By the names of limits: `running` counts, `following` tells when the next start falls due, and
-    `fronts` how urgent the first of those is that a limit blocks already.
+    By the names of limits: `running` counts, `following` tells when the next start falls due.
     """
 
     now: datetime
     running: Counter[str]
     following: Mapping[str, datetime]
-    fronts: Mapping[str, Urgency]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,36 +89,40 @@ class Admission:
 
 def names_of(due: Iterable[Limited], limits: Limits) -> list[str]:
     """Return the names of all limits on some tasks, sorted."""
-    return sorted({name for task in due for name in task.names(limits)})
+    return sorted({name for task in due for name in task.bounds.names(limits)})
 
 
-def admit(due: Iterable[Limited], limits: Limits, usage: Usage) -> Admission:
+def admit(
+    due: Iterable[Limited], limits: Limits, usage: Usage, waiting: Mapping[str, Urgency]
+) -> Admission:
     """Return which of the tasks may start now, the most urgent first.
 
-    None overtakes a more urgent one that the same limit blocks, now or since before.
+    None overtakes a more urgent one that the same limit blocks: now, or since before, as `waiting`
+    tells by the names of limits.
     """
     running = Counter(usage.running)
     following = dict(usage.following)
-    fronts = dict(usage.fronts)
+    fronts = dict(waiting)
     admitted: set[str] = set()
     blocked: dict[str, str] = {}
     for task in sorted(due, key=lambda each: each.urgency):
-        full = [name for name, most in task.places(limits) if running[name] >= most]
+        bounds = task.bounds
+        full = [name for name, most in bounds.places(limits) if running[name] >= most]
         full += [
             name
-            for name, rate in task.rates(limits)
+            for name, rate in bounds.rates(limits)
             if not rate.room(following.get(name), usage.now)
         ]
         full += [
-            name for name in task.names(limits) if name in fronts and fronts[name] < task.urgency
+            name for name in bounds.names(limits) if name in fronts and fronts[name] < task.urgency
         ]
         if full:
             blocked[task.task_id] = full[0]
             fronts[full[0]] = min(task.urgency, fronts.get(full[0], task.urgency))
             continue
         admitted.add(task.task_id)
-        running.update(name for name, _ in task.places(limits))
-        for name, rate in task.rates(limits):
+        running.update(name for name, _ in bounds.places(limits))
+        for name, rate in bounds.rates(limits):
             following[name] = rate.after(following.get(name), usage.now, 1)
     changed = following.items() - usage.following.items()
     return Admission(admitted, blocked, dict(changed))

@@ -23,7 +23,7 @@ from job_scheduler.core.handlers.webhook.sending import (
     WebhookSender,
     stored_webhook,
 )
-from job_scheduler.core.limits import Limited
+from job_scheduler.core.limits import Bounds
 from job_scheduler.core.outcomes import Outcome, Parked, Succeeded
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import COMMAND, HANDLER, DueTask
@@ -104,10 +104,8 @@ class Works:
     def limits_on(self, claim: Claim) -> list[str]:
         """Return the names of the limits that a run was under."""
         is_handler = claim.webhook is None and claim.command is None
-        urgency = (0, claim.due, claim.task_id)
-        return Limited(
-            claim.task_id, claim.name if is_handler else None, urgency, claim.concurrency_key, None
-        ).names(self.limits)
+        bounds = Bounds(claim.name if is_handler else None, claim.concurrency_key)
+        return bounds.names(self.limits)
 
     def is_limited(self, task: DueTask) -> bool:
         """Tell whether there may be a limit on how many such tasks run or start."""
@@ -115,15 +113,17 @@ class Works:
 
     def needs_thread(self, task: DueTask) -> bool:
         """Tell whether a task takes one of the threads for plain handlers."""
-        handler = self.registry.get(task.name) if task.kind == HANDLER else None
+        handler = self._handler_of_due(task)
         return handler is not None and handler.takes_thread
 
     def needs_process(self, task: DueTask) -> bool:
         """Tell whether a task takes a process of its own."""
-        if task.kind != HANDLER:
-            return task.kind == COMMAND
-        handler = self.registry.get(task.name)
-        return handler is not None and handler.options.isolation is not None
+        handler = self._handler_of_due(task)
+        is_isolated = handler is not None and handler.options.isolation is not None
+        return is_isolated or task.kind == COMMAND
+
+    def _handler_of_due(self, task: DueTask) -> Handler | None:
+        return self.registry.get(task.name) if task.kind == HANDLER else None
 
     def of(self, claim: Claim) -> Work | Outcome:
         """Return what a claimed task runs; or what becomes of it, if there is nothing to run."""
