@@ -108,6 +108,27 @@ def test_running_async_handler_is_cancelled(backend: Backend, registry: HandlerR
     assert (again.status_code, again.json()) == (200, task)
 
 
+def test_run_beside_the_one_that_is_cancelled_goes_on(
+    store: Backend, registry: HandlerRegistry
+) -> None:
+    go_on = threading.Event()
+
+    @registry.task("probe")
+    async def probe() -> str:
+        await asyncio.to_thread(go_on.wait, 15)
+        return "all of it"
+
+    with running(store, registry) as client:
+        cancelled, other = (post(client, run_at=later(0))["task_id"] for _ in range(2))
+        begun(client, cancelled)
+        begun(client, other)
+        cancel(client, cancelled)
+        assert finished(client, cancelled)["status"] == "cancelled"
+        go_on.set()
+        ended = finished(client, other)
+    assert (ended["status"], ended["result"]) == ("done", "all of it")
+
+
 def test_plain_handler_is_asked_to_stop(backend: Backend, registry: HandlerRegistry) -> None:
     @registry.task("probe")
     def probe(context: RunContext) -> str:
