@@ -78,7 +78,10 @@ def test_running_and_missed_tasks_are_listed_as_what_they_are(store: Backend) ->
     with running(store) as client:
         # After the start: recovery would see to both.
         executing = store.insert_task(
-            status="running", run_at="2001-01-01 00:00:00.000000+00:00", started_at=NOON
+            status="running",
+            run_at="2001-01-01 00:00:00.000000+00:00",
+            started_at=NOON,
+            instance_id=services_of(client).heartbeat.instance_id,
         )
         missed = store.insert_task(run_at="2001-01-01 00:00:01.000000+00:00", missed_at=NOON)
         first, second = client.get("/tasks").json()
@@ -179,9 +182,11 @@ def test_next_page_keeps_limit_and_filters(store: Backend) -> None:
 
 def test_filters_by_status_and_name(store: Backend, subtests: pytest.Subtests) -> None:
     with running(store) as client:
+        # A run of nobody would soon be taken for cut off.
+        instance_id = services_of(client).heartbeat.instance_id
         for status in ("scheduled", "running", "done", "failed"):
             for name in ("one", "two"):
-                store.insert_task(name, status=status, run_at=NOON)
+                store.insert_task(name, status=status, run_at=NOON, instance_id=instance_id)
         for status in ("scheduled", "running", "done", "failed"):
             with subtests.test(status):
                 found = client.get("/tasks", params={"status": status}).json()
