@@ -18,7 +18,7 @@ from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
 from job_scheduler.core.schemas import ListQuery, Message, TaskCreate
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
-from job_scheduler.dependencies import ServicesDep, TaskIdDep
+from job_scheduler.dependencies import ServicesDep, TaskIdDep, services_of
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
     IdempotencyKeyReused,
@@ -72,12 +72,12 @@ async def create_task(
     wanted: TaskCreate,
     request: Request,
     response: Response,
-    services: ServicesDep,
 ) -> TaskRow:
     """Schedule a task. When this answers 201, the task is stored and will run at its time.
 
     With an `Idempotency-Key` or a `task_id` the request may be repeated: it makes one task.
     """
+    services = services_of(request)
     key = idempotency.key_of(request)
     if key is not None and wanted.task_id is not None:
         raise NamedTwice

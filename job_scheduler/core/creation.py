@@ -222,9 +222,9 @@ _UNSET = {column.name: None for column in SHOWN}
 _DECIDED = {
     column.name: column.type
     for column in SHOWN
-    if column.server_default is not None and not column.primary_key
+    if column.server_default is not None and column.name not in _MEMBERS
 }
-"""What the database decides, unless it is given."""
+"""What the database alone decides."""
 
 
 def _insert_statement(dialect: str) -> Any:

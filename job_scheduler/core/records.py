@@ -48,7 +48,7 @@ def record(
     is left alone, and its record does not stand.
     """
     members = [_given(entry) for entry in records]
-    has_hooks = any(each["hook"] for each in members)
+    has_hooks = any("hook" in each for each in members)
     given = {"given": strict_json.dumps(members)}
     standing, *following = _RECORD[connection.dialect.name, skip_locked, has_hooks]
     done = set(connection.scalars(standing, given).all())
@@ -68,7 +68,7 @@ def record(
 def _given(entry: Record) -> dict[str, Any]:
     run, decision = entry.run, entry.decision
     hook = hook_of(run, decision)
-    return {
+    members = {
         "task_id": run.task_id,
         "token": run.token,
         "status": decision.status.value,
@@ -79,6 +79,7 @@ def _given(entry: Record) -> dict[str, Any]:
         "traceback": decision.traceback,
         "hook": None if hook is None else strict_json.dumps(hook),
     }
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def _written_before(connection: Connection, late: Sequence[Record]) -> set[str]:
