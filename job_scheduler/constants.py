@@ -124,6 +124,48 @@ class UnknownTasks(StrEnum):
     Reject = "reject"
 
 
+class DstGap(StrEnum):
+    """What becomes of a local time that does not exist, since clocks were put forward over it.
+
+    ``shift``: the first instant after the gap stands for it. ``skip``: nothing does.
+    """
+
+    Shift = "shift"
+    Skip = "skip"
+
+
+class DstFold(StrEnum):
+    """Which of the two instants counts where a local time comes twice: clocks were put back."""
+
+    First = "first"
+    Second = "second"
+    Both = "both"
+
+
+class Overlap(StrEnum):
+    """What becomes of an occurrence that falls due while the one before it still runs.
+
+    ``skip``: it is left out. ``queue``: it runs when the one before it has ended. ``allow``: it
+    runs beside it.
+    """
+
+    Skip = "skip"
+    Queue = "queue"
+    Allow = "allow"
+
+
+class CatchUp(StrEnum):
+    """What becomes of occurrences that were missed, since nobody was there to run them.
+
+    ``none``: they are left out. ``latest``: the last of them is run. ``all``: they are all run,
+    one after the other, up to a bound.
+    """
+
+    Nothing = "none"
+    Latest = "latest"
+    All = "all"
+
+
 CHANNEL = "job_scheduler"
 """The channel of PostgreSQL's NOTIFY on which a hint about a new task is given."""
 
