@@ -99,7 +99,8 @@ def enqueue(
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
     )
-    new = NewTask(wanted.task_id or new_task_id(SystemClock().now()), wanted)
+    now = SystemClock().now()
+    new = NewTask(wanted.task_id or new_task_id(now), wanted, wanted.run_at or now)
     stored = _insert(connection, new, any_time=run_at is None)
     if notify and connection.dialect.name == "postgresql":
         connection.execute(_NOTIFY, {"channel": CHANNEL, "run_at": stored["run_at"]})
@@ -173,7 +174,7 @@ def _validated(arguments: dict[str, Any]) -> TaskCreate:
 
 
 def _at(new: NewTask, run_at: datetime) -> NewTask:
-    return replace(new, wanted=new.wanted.model_copy(update={"run_at": run_at}))
+    return replace(new, run_at=run_at)
 
 
 def _insert(connection: Connection, new: NewTask, *, any_time: bool) -> TaskRow:
@@ -181,7 +182,7 @@ def _insert(connection: Connection, new: NewTask, *, any_time: bool) -> TaskRow:
     if isinstance(stored, TaskConflict) and any_time:
         # Now is later than it was the first time: compare all but that.
         first = connection.scalar(select(tasks.c.run_at).where(tasks.c.task_id == new.task_id))
-        [stored] = create_tasks(connection, [_at(new, first or new.wanted.run_at)])
+        [stored] = create_tasks(connection, [_at(new, first or new.run_at)])
     if isinstance(stored, TaskConflict):
         raise stored
     return stored

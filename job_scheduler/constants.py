@@ -2,15 +2,17 @@
 
     POST ─▶ scheduled ──claim──▶ running ──record──▶ done │ failed
                 │                   │
+                │                   ├── it recurs, and another time follows ─▶ scheduled
                 │                   ├── the handler raised, and attempts are left ─▶ scheduled
                 │                   ├── cut off, by on_crash ─▶ scheduled │ failed │ unknown
                 │                   └── cancel ─▶ cancelled
                 ├── missed, RECOVER_PAST_TASKS=fail ─▶ failed
-                └── cancel ─▶ cancelled
+                ├── pause ─▶ paused ──resume, or run──▶ scheduled
+                └── cancel, also when paused ─▶ cancelled
 
     failed │ unknown ──retry, by a person──▶ scheduled
 
-DELETE removes a task that is scheduled; it moves nothing.
+DELETE removes a task that is scheduled or paused; it moves nothing.
 """
 
 from enum import StrEnum
@@ -20,6 +22,7 @@ class TaskStatus(StrEnum):
     """Where a task stands in its life."""
 
     Scheduled = "scheduled"
+    Paused = "paused"
     Running = "running"
     Done = "done"
     Failed = "failed"
@@ -28,7 +31,10 @@ class TaskStatus(StrEnum):
 
 
 TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.Scheduled: frozenset({TaskStatus.Running, TaskStatus.Failed, TaskStatus.Cancelled}),
+    TaskStatus.Scheduled: frozenset(
+        {TaskStatus.Paused, TaskStatus.Running, TaskStatus.Failed, TaskStatus.Cancelled}
+    ),
+    TaskStatus.Paused: frozenset({TaskStatus.Scheduled, TaskStatus.Cancelled}),
     TaskStatus.Running: frozenset(
         {
             TaskStatus.Scheduled,
@@ -171,6 +177,15 @@ CHANNEL = "job_scheduler"
 
 MAX_ATTEMPTS_LIMIT = 1_000
 """Attempts that a task may be given, at most."""
+
+CATCH_UP_MAX = 100
+"""Missed occurrences of a task that are made up for, at most: the last ones."""
+
+INTERVAL_MIN_SECONDS = 1
+"""Seconds between two occurrences, at least."""
+
+RUNS_MAX = 1_000_000_000
+"""Runs that a recurring task may be given, at most."""
 
 SECONDS_MAX = 366 * 86_400
 """A year: the longest delay that may be asked for, in seconds."""

@@ -1,6 +1,7 @@
 """What the routes need, as annotated dependencies that read the application's typed state."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
@@ -23,7 +24,7 @@ from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.database import Database
-from job_scheduler.exceptions import TaskConflict, TaskNotFound
+from job_scheduler.exceptions import InvalidField, InvalidRequest, TaskConflict, TaskNotFound
 from job_scheduler.identifiers import parse_uuid
 
 
@@ -51,7 +52,21 @@ class Services:
         """Return the task that a request asks for, with the defaults of what it runs."""
         handler = self.works.handler_of(wanted)
         attempts = 1 if handler is None else handler.options.max_attempts
-        return NewTask(task_id, wanted, attempts, handler is not None)
+        # Its last time may have passed since it was examined: then it is due.
+        run_at = wanted.run_at or self._first_of(wanted) or self.clock.now()
+        return NewTask(task_id, wanted, run_at, attempts, handler is not None)
+
+    def refusal_of(self, wanted: TaskCreate) -> InvalidRequest | None:
+        """Return why this task is not taken, if so: it never runs, or asks for what is not to be
+        had.
+        """
+        if wanted.run_at is None and self._first_of(wanted) is None:
+            return InvalidField("body", "end_at", "Comes before its first time: it never runs.")
+        return self.works.refusal_of(wanted)
+
+    def _first_of(self, wanted: TaskCreate) -> datetime | None:
+        recurrence = wanted.recurrence
+        return None if recurrence is None else recurrence.first(self.clock.now())
 
 
 def services_of(request: Request) -> Services:

@@ -33,6 +33,7 @@ _STATUS: dict[type[domain.JobSchedulerError], HTTPStatus] = {
     domain.WrongState: HTTPStatus.CONFLICT,
     domain.TaskConflict: HTTPStatus.CONFLICT,
     domain.NothingHeld: HTTPStatus.CONFLICT,
+    domain.TaskChangedMeanwhile: HTTPStatus.PRECONDITION_FAILED,
     domain.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     domain.JobSchedulerError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
@@ -48,7 +49,9 @@ _DESCRIPTIONS = {
     404: "There is no such task (`TASK_404`).",
     408: "The body took too long to arrive (`BODY_408`).",
     409: "The present state does not allow it (`TASK_CREATE_409`, `TASK_DELETE_409`, "
-    "`TASK_CANCEL_409`, `TASK_RETRY_409`, `RECOVERY_409`).",
+    "`TASK_CANCEL_409`, `TASK_RETRY_409`, `TASK_CHANGE_409`, `TASK_PAUSE_409`, "
+    "`TASK_RESUME_409`, `TASK_RUN_409`, `RECOVERY_409`).",
+    412: "It is not any more what `If-Match` says (`TASK_412`).",
     413: "The body is too large (`BODY_413`).",
     415: "The body is not declared as JSON (`BODY_415`).",
     422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "

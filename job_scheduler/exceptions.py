@@ -10,7 +10,9 @@
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
     ├── TaskNotFound, TaskConflict
-    ├── WrongState: TaskNotDeletable, TaskNotCancellable, TaskNotRetryable
+    ├── WrongState: TaskNotDeletable, TaskNotCancellable, TaskNotRetryable, TaskNotPausable,
+    │       TaskNotResumable, TaskNotRunnable, TaskNotChangeable
+    ├── TaskChangedMeanwhile
     ├── TaskNotCreated, TaskNotDeleted
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
@@ -197,8 +199,8 @@ class TaskNotDeletable(WrongState):
 
     error_code = "TASK_DELETE_409"
     remedy = (
-        "only a task that is scheduled can be removed. POST /tasks/{task_id}/cancel ends one that "
-        "is running."
+        "only a task that is scheduled or paused can be removed. POST /tasks/{task_id}/cancel ends "
+        "one that is running."
     )
 
 
@@ -206,7 +208,7 @@ class TaskNotCancellable(WrongState):
     """The task has finished, so there is nothing to end."""
 
     error_code = "TASK_CANCEL_409"
-    remedy = "only a task that is scheduled or running can be cancelled."
+    remedy = "only a task that is scheduled, paused or running can be cancelled."
 
 
 class TaskNotRetryable(WrongState):
@@ -214,6 +216,50 @@ class TaskNotRetryable(WrongState):
 
     error_code = "TASK_RETRY_409"
     remedy = "only a task that is failed or unknown can be run again."
+
+
+class TaskNotPausable(WrongState):
+    """The task has begun, so nothing keeps it from starting."""
+
+    error_code = "TASK_PAUSE_409"
+    remedy = "only a task that is scheduled can be paused."
+
+
+class TaskNotResumable(WrongState):
+    """The task is not paused."""
+
+    error_code = "TASK_RESUME_409"
+    remedy = "only a task that is paused can be resumed."
+
+
+class TaskNotRunnable(WrongState):
+    """The task has begun, so it cannot be made to begin."""
+
+    error_code = "TASK_RUN_409"
+    remedy = (
+        "only a task that is scheduled or paused, or recurs, can be run now. "
+        "POST /tasks/{task_id}/retry runs one again that has failed."
+    )
+
+
+class TaskNotChangeable(WrongState):
+    """The task has begun, so it is too late to change it."""
+
+    error_code = "TASK_CHANGE_409"
+    remedy = "only a task that is scheduled or paused can be changed."
+
+
+class TaskChangedMeanwhile(JobSchedulerError):
+    """The task is not any more what its caller has read."""
+
+    error_code = "TASK_412"
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(
+            f"Task {task_id} has changed since you read it. Read it again, and repeat your change "
+            "with the ETag that comes with it."
+        )
+        self.task_id = task_id
 
 
 class TaskConflict(JobSchedulerError):

@@ -17,9 +17,11 @@ from job_scheduler.core import (
     batch_api,
     handlers_api,
     health,
+    manage_api,
     metrics_api,
     recovery_api,
     runs_api,
+    times_api,
 )
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
 from job_scheduler.core.handlers_api import document_handlers
@@ -92,6 +94,8 @@ def create_app(
     )
     app.include_router(api.router)
     app.include_router(batch_api.router)
+    app.include_router(times_api.router)
+    app.include_router(manage_api.router)
     app.include_router(runs_api.router)
     app.include_router(handlers_api.router)
     app.include_router(recovery_api.router)

@@ -159,7 +159,8 @@ def test_failure_of_the_commit_itself_is_repeated_too(store: Backend, refusals: 
 def new_task(task_id: str) -> NewTask:
     """A task that has been due for long."""
     wanted = TaskCreate(name="probe", run_at="2026-01-01T00:00:00Z", max_attempts=1_000)
-    return NewTask(task_id, wanted)
+    assert wanted.run_at is not None
+    return NewTask(task_id, wanted, wanted.run_at)
 
 
 class Storm:

@@ -113,7 +113,8 @@ def test_crash_calls_for_the_hook_of_what_it_makes_of_the_task(
 ) -> None:
     now = datetime(2027, 7, 1, tzinfo=UTC)
     attempts = 2 if on_crash == "retry" else 1
-    run = Run("id", "token", "me", 1, attempts, on_crash, now, now, "probe", None, {"url": "u"})
+    hooks = (None, {"url": "u"})
+    run = Run("id", "token", "me", 1, attempts, on_crash, now, now, "probe", *hooks, now, None, 0)
     hook = hook_of(run, decide(outcome, 1, attempts, on_crash and OnCrash(on_crash)))
     assert (hook and hook["body"]["type"]) == kind
 

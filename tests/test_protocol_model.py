@@ -95,6 +95,7 @@ class Protocol(RuleBasedStateMachine):
                 max_attempts=max_attempts,
                 on_crash=on_crash,
             ),
+            run_at,
         )
         with self.world.database.writing() as connection:
             create_tasks(connection, [wanted])

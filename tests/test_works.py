@@ -385,7 +385,9 @@ def test_long_result_is_cut(store: Backend) -> None:
 
 def test_progress_is_dropped_while_the_database_is_away() -> None:
     now = datetime.now(UTC)  # noqa: TID251 (tests have a clock too)
-    claim = Claim("id", "token", "me", 1, 1, None, now, now, "probe", None, None, {})
+    claim = Claim(
+        "id", "token", "me", 1, 1, None, now, now, "probe", None, None, now, None, None, {}
+    )
 
     async def scenario() -> None:
         database = Database(build_engine(make_url("postgresql+psycopg2://postgres@127.0.0.1:1/x")))

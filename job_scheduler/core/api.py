@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus
 from job_scheduler.core import idempotency, store
+from job_scheduler.core.changes import version_of
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
 from job_scheduler.core.schemas import ListQuery, Message, TaskCreate
 from job_scheduler.core.schemas_task import Task
@@ -40,6 +41,11 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 _LINKS = {
     "show": "showTask",
     "runs": "listRuns",
+    "next": "listTimes",
+    "change": "changeTask",
+    "pause": "pauseTask",
+    "resume": "resumeTask",
+    "run": "runTask",
     "cancel": "cancelTask",
     "delete": "deleteTask",
 }
@@ -81,7 +87,7 @@ async def create_task(
     key = idempotency.key_of(request)
     if key is not None and wanted.task_id is not None:
         raise NamedTwice
-    if (refusal := services.works.refusal_of(wanted)) is not None:
+    if (refusal := services.refusal_of(wanted)) is not None:
         raise refusal
     chosen_id = wanted.task_id if key is None else task_id_of_key(key)
     task_id = chosen_id or new_task_id(services.clock.now())
@@ -178,9 +184,11 @@ async def list_tasks(
     response_model=Task,
     responses=problems(404, 500, 503),
 )
-async def show_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
-    """Show one task."""
-    return await services.database.read(store.get_task, task_id)
+async def show_task(task_id: TaskIdDep, response: Response, services: ServicesDep) -> TaskRow:
+    """Show one task. Its `ETag` changes with all that shows of it."""
+    row = await services.database.read(store.get_task, task_id)
+    response.headers["ETag"] = f'"{version_of(row)}"'
+    return row
 
 
 @router.delete(

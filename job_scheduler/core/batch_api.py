@@ -80,9 +80,7 @@ async def create_batch(request: Request, services: ServicesDep) -> Response:
     with services.batches.room(declared_size(request, BATCH_BODY_MAX_BYTES)):
         raw = await _read(request, services.batches.upload_seconds)
         async with services.batches.turn:
-            wanted = await asyncio.to_thread(
-                parse, raw, services.works.refusal_of, keyed=key is not None
-            )
+            wanted = await asyncio.to_thread(parse, raw, services.refusal_of, keyed=key is not None)
             new = await asyncio.to_thread(_identify, wanted, key, services)
             due = [task.due for task in new]
             try:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, case, func, select
 
 from job_scheduler import strict_json
-from job_scheduler.constants import OnCrash, TaskStatus
+from job_scheduler.constants import OnCrash, Overlap, TaskStatus
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime
 from job_scheduler.core.given import locked_tasks, returning
 from job_scheduler.core.store import DUE_COLUMNS, DueTask, tasks
@@ -33,7 +33,8 @@ class Run:
     """One attempt at a task that is under way: who runs it, and by which token it is known.
 
     `due` is when it was to start: a first attempt at the task's run_at, however late it was
-    released to run; a later one when it was to be repeated.
+    released to run; a later one when it was to be repeated. `run_at` tells which occurrence it is
+    of a task with a `recurrence`, of which `run_count` have ended.
     """
 
     task_id: str
@@ -47,6 +48,9 @@ class Run:
     name: str
     on_done: dict[str, Any] | None
     on_failed: dict[str, Any] | None
+    run_at: datetime
+    recurrence: dict[str, Any] | None
+    run_count: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,13 @@ class Claim(Run):
     command: list[str] | None = None
     expects_handler: bool | None = None
     concurrency_key: str | None = None
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether each occurrence is a task of its own, so that several may run at a time."""
+        # Some other program may have stored anything.
+        asked = self.recurrence
+        return isinstance(asked, dict) and asked.get("overlap") == Overlap.Allow
 
 
 DUE = case(
@@ -87,6 +98,9 @@ RUN_COLUMNS = [
     tasks.c.name,
     tasks.c.on_done,
     tasks.c.on_failed,
+    tasks.c.run_at,
+    tasks.c.recurrence,
+    tasks.c.run_count,
 ]
 """What ``run_of`` reads of a running task: the members of a ``Run``, in their order."""
 
@@ -192,12 +206,14 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
         RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
-            {DUE_SQL} AS due, started_at, name, on_done, on_failed,
+            {DUE_SQL} AS due, started_at, name, on_done, on_failed, run_at, recurrence, run_count,
             coalesce(payload, '{{}}') AS payload, retry_delay, retry_max_delay, start_before,
             timeout, webhook, command, expects_handler, concurrency_key
         """,  # noqa: S608 (made of constants)
         on_done=tasks.c.on_done.type,
         on_failed=tasks.c.on_failed.type,
+        run_at=UtcDateTime,
+        recurrence=tasks.c.recurrence.type,
         webhook=tasks.c.webhook.type,
         command=tasks.c.command.type,
         payload=tasks.c.payload.type,

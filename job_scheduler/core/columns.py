@@ -86,6 +86,13 @@ def later_sql(dialect: str, seconds: str) -> str:
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds')"
 
 
+def written(moment: datetime, dialect: str) -> str:
+    """Return an instant in UTC as text that the database takes, inside JSON for instance."""
+    if dialect == "sqlite":
+        return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
+    return moment.isoformat()
+
+
 JSON_TYPE_SQL = {"postgresql": "json_typeof", "sqlite": "json_type"}
 """The function that tells the type of a JSON value."""
 

@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Result, select
 
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
-from job_scheduler.core.columns import NOW_SQL
+from job_scheduler.core.columns import NOW_SQL, written
 from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.schemas_when import RECURRENCE_FIELDS
 from job_scheduler.core.store import (
     COMMAND,
     FETCHED_AT_ONCE,
@@ -34,12 +35,14 @@ from job_scheduler.identifiers import task_id_in_batch
 class NewTask:
     """A task as its caller wants it, under its id.
 
-    Where `wanted` does not say how often it may be started, `default_attempts` does.
-    `expects_handler` tells whether there is a handler of its name; None: nobody has looked.
+    `run_at` is when it runs (first). Where `wanted` does not say how often it may be started,
+    `default_attempts` does. `expects_handler` tells whether there is a handler of its name; None:
+    nobody has looked.
     """
 
     task_id: str
     wanted: TaskCreate
+    run_at: datetime
     default_attempts: int = 1
     expects_handler: bool | None = None
 
@@ -49,13 +52,21 @@ class NewTask:
         wanted = self.wanted
         kind = WEBHOOK if wanted.webhook else COMMAND if wanted.command else HANDLER
         return DueTask(
-            wanted.run_at,
+            self.starts_at or self.run_at,
             self.task_id,
             wanted.name,
             kind,
             wanted.priority,
             wanted.concurrency_key is not None,
         )
+
+    @property
+    def starts_at(self) -> datetime | None:
+        """When it starts, if not at `run_at`."""
+        recurrence = self.wanted.recurrence
+        if recurrence is None:
+            return None
+        return recurrence.starts_at(self.task_id, self.run_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,9 @@ def _insert(connection: Connection, new: Iterable[NewTask]) -> dict[str, TaskRow
     # In order: two batches with the same ids would else wait for each other.
     asked = [_members(task) for task in sorted(new, key=lambda task: task.task_id)]
     given = [members | _written_times(members, dialect) for members in asked]
-    decided = _by_id(connection.execute(_INSERT[dialect], {"given": strict_json.dumps(given)}))
+    recurs = any("recurrence" in members for members in asked)
+    statement = _INSERT[dialect, recurs]
+    decided = _by_id(connection.execute(statement, {"given": strict_json.dumps(given)}))
     return {
         task_id: _UNSET | members | decided[task_id]
         for members in asked
@@ -155,45 +168,52 @@ def _members(task: NewTask) -> dict[str, Any]:
     wanted = task.wanted
     members = {
         name: value
-        for name in wanted.model_fields_set
+        for name in wanted.model_fields_set - RECURRENCE_FIELDS
         if (value := getattr(wanted, name)) is not None
     }
+    if (recurrence := wanted.recurrence) is not None:
+        members |= {"recurrence": recurrence.as_document(), "run_count": 0}
+        if (starts_at := task.starts_at) is not None:
+            members["retry_at"] = starts_at
     for name in members.keys() & _MODELS:
         members[name] = members[name].model_dump(mode="json", exclude_defaults=True)
     return members | {
         "task_id": task.task_id,
+        "run_at": task.run_at,
         "max_attempts": wanted.max_attempts or task.default_attempts,
         "priority": wanted.priority,
         "expects_handler": task.expects_handler,
     }
 
 
+def changed_members(task: NewTask) -> dict[str, Any]:
+    """Return what all columns that a request decides are to be, for a task as it is wanted now."""
+    columns = (_MEMBERS.keys() | _OF_RECURRING.keys()) - {"task_id"}
+    members = _members(task)
+    return {name: members.get(name) for name in columns}
+
+
 def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
     asked = _members(task)
     # A default is the release's own: it may have changed since the first request.
     free = _NOT_COMPARED if task.wanted.max_attempts else _NOT_COMPARED | {"max_attempts"}
+    if "recurrence" in asked:
+        free |= {"run_at"}  # It has moved on, perhaps.
     return all(
         strict_json.same(asked.get(name), row[name])
         if kind == "json"
         else asked.get(name) == row[name]
-        for name, kind in _MEMBERS.items()
+        for name, kind in (_MEMBERS | {"recurrence": "json"}).items()
         if name not in free
     )
 
 
 def _written_times(members: dict[str, Any], dialect: str) -> dict[str, str]:
     return {
-        name: _written(members[name], dialect)
-        for name in ("run_at", "start_before")
+        name: written(members[name], dialect)
+        for name in ("run_at", "start_before", "retry_at")
         if name in members
     }
-
-
-def _written(moment: datetime, dialect: str) -> str:
-    """Return an instant in UTC as the database takes it."""
-    if dialect == "sqlite":
-        return moment.replace(tzinfo=None).isoformat(" ", "microseconds")
-    return moment.isoformat()
 
 
 _MEMBERS = {
@@ -216,6 +236,8 @@ _MEMBERS = {
     "on_failed": "json",
     "expects_handler": "boolean",
 }
+_OF_RECURRING = {"recurrence": "json", "run_count": "integer", "retry_at": "timestamptz"}
+"""What only the statement for recurring tasks is given, too."""
 _MODELS = {"webhook", "on_done", "on_failed"}
 _NOT_COMPARED = {"task_id", "expects_handler"}
 _UNSET = {column.name: None for column in SHOWN}
@@ -227,13 +249,14 @@ _DECIDED = {
 """What the database alone decides."""
 
 
-def _insert_statement(dialect: str) -> Any:
+def _insert_statement(dialect: str, *, recurs: bool) -> Any:
     # WHERE true: SQLite would else take the ON for the condition of a join.
-    names = ", ".join(_MEMBERS)
+    columns = _MEMBERS | _OF_RECURRING if recurs else _MEMBERS
+    names = ", ".join(columns)
     return returning(
         dialect,
         f"""INSERT INTO scheduled_tasks ({names})
-        SELECT {names} FROM {given_rows(dialect, _MEMBERS)} WHERE true
+        SELECT {names} FROM {given_rows(dialect, columns)} WHERE true
         ON CONFLICT DO NOTHING
         RETURNING CAST(task_id AS text) AS task_id, {", ".join(_DECIDED)}
         """,  # noqa: S608 (made of constants)
@@ -241,4 +264,8 @@ def _insert_statement(dialect: str) -> Any:
     )
 
 
-_INSERT = {dialect: _insert_statement(dialect) for dialect in NOW_SQL}
+_INSERT = {
+    (dialect, recurs): _insert_statement(dialect, recurs=recurs)
+    for dialect in NOW_SQL
+    for recurs in (False, True)
+}

@@ -16,6 +16,7 @@ from job_scheduler.constants import (
     NAME_MAX_LENGTH,
     PRIORITY_MAX,
     RUNNING_MAX,
+    RUNS_MAX,
     SECONDS_MAX,
 )
 from job_scheduler.identifiers import parse_uuid
@@ -61,6 +62,12 @@ def parse_instant(value: object) -> datetime:
         raise PydanticCustomError(
             "instant", f"There is no such date and time in UTC. {INSTANT_REMEDY}"
         ) from None
+
+
+def local_time(value: object) -> datetime | None:
+    """Return a time without offset as it stands; None if it has an offset."""
+    moment = datetime.fromisoformat(str(value).upper())
+    return None if moment.tzinfo else moment
 
 
 def _canonical_uuid(text: str) -> str:
@@ -114,6 +121,7 @@ Attempts = Annotated[
 ]
 Priority = Annotated[int, Field(strict=True, ge=0, le=PRIORITY_MAX), BeforeValidator(whole_number)]
 Places = Annotated[int, Field(strict=True, ge=1, le=RUNNING_MAX), BeforeValidator(whole_number)]
+Runs = Annotated[int, Field(strict=True, ge=1, le=RUNS_MAX), BeforeValidator(whole_number)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=SECONDS_MAX, allow_inf_nan=False)]
 Timeout = Annotated[float, Field(strict=True, gt=0, le=SECONDS_MAX, allow_inf_nan=False)]
 

@@ -110,6 +110,9 @@ class ScheduledTask(Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     missed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    recurrence: Mapped[dict[str, Any] | None] = mapped_column(JSON_TYPE)
+    run_count: Mapped[int | None] = mapped_column(Integer)
+    last_status: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         CheckConstraint(_one_of("status", TaskStatus), name="status"),

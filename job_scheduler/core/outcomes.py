@@ -70,7 +70,14 @@ class NotStarted:
     """The task was claimed, but its handler was never called: nothing has happened."""
 
 
-Outcome = Succeeded | Failed | RetryIn | TooLate | Parked | Cancelled | CutOff | NotStarted
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The occurrence is run as a task of its own, which is made by the record."""
+
+
+Outcome = (
+    Succeeded | Failed | RetryIn | TooLate | Parked | Cancelled | CutOff | NotStarted | Spawned
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ class Decision:
     """What is to be written: the task's status and result, and the attempt's entry.
 
     With ``outcome`` None the attempt never was: it has no entry, and is given back. What is to be
-    run again is due after `delay` seconds; with None, when it was due before.
+    run again is due after `delay` seconds; with None, when it was due before. With `spawns`, a copy
+    of the task is made, which is due.
     """
 
     status: TaskStatus
@@ -86,6 +94,7 @@ class Decision:
     outcome: RunOutcome | None
     delay: float | None = None
     traceback: str | None = None
+    spawns: bool = False
 
 
 def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash | None) -> Decision:
@@ -105,6 +114,8 @@ def decide(outcome: Outcome, attempt: int, max_attempts: int, on_crash: OnCrash 
             return Decision(TaskStatus.Failed, reason, None)
         case Parked(reason, seconds):
             return Decision(TaskStatus.Scheduled, reason, None, seconds)
+        case Spawned():
+            return Decision(TaskStatus.Done, None, RunOutcome.Done, spawns=True)
         case NotStarted():
             return Decision(TaskStatus.Scheduled, None, None)
         case _:

@@ -9,12 +9,12 @@ some instant; "missed" is what was set aside under one instant, its ``missed_at`
 sweep nor claim takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, bindparam, insert, text
+from sqlalchemy import Connection, CursorResult, Row, bindparam, insert, text
 
 from job_scheduler import strict_json
 from job_scheduler.constants import TaskStatus
@@ -86,6 +86,12 @@ def _fail(
 ) -> int:
     values = {**which, "reason": strict_json.dumps(reason), "number": BATCH}
     failed = _execute(connection, statements, values).all()
+    send_failed_hooks(connection, failed, reason)
+    return len(failed)
+
+
+def send_failed_hooks(connection: Connection, failed: Sequence[Row[Any]], reason: str) -> None:
+    """Have the hooks of tasks sent that have failed for this reason, without a run."""
     hooks = [
         {
             "name": ON_FAILED,
@@ -101,7 +107,6 @@ def _fail(
     ]
     if hooks:
         connection.execute(insert(tasks).values(hooks))
-    return len(failed)
 
 
 def _change(connection: Connection, statements: Mapping[str, Any], values: dict[str, Any]) -> int:

@@ -3,24 +3,30 @@
 A record moves ``running`` to what follows, together with the attempt's entry in the history,
 and only where the claim's token still stands. A result that comes after the claim was taken
 away changes nothing but the history, where it is kept as ``lost``.
+
+The same statement moves a recurring task to its next occurrence: none is lost or doubled, whenever
+the process ends.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import Connection, Table, literal_column, select, text, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from job_scheduler import strict_json
-from job_scheduler.constants import RunOutcome
+from job_scheduler.constants import RunOutcome, TaskStatus
 from job_scheduler.core.claims import DUE_SQL, Run
-from job_scheduler.core.columns import NOW_SQL, database_now, later_sql
+from job_scheduler.core.columns import NOW_SQL, database_now, later_sql, written
 from job_scheduler.core.given import locked_tasks
 from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_DONE, ON_FAILED, hook_of
 from job_scheduler.core.models import TaskRun
 from job_scheduler.core.outcomes import Decision, Outcome, decide
+from job_scheduler.core.recurring import COPIED, Occurrence, following_of
 from job_scheduler.core.store import tasks
+from job_scheduler.identifiers import new_task_id
 
 task_runs = cast("Table", TaskRun.__table__)
 
@@ -37,6 +43,12 @@ class Record:
         """Return what is to be written when a run ended with this outcome."""
         return cls(run, decide(outcome, run.attempt, run.max_attempts, run.on_crash))
 
+    @property
+    def ends_occurrence(self) -> bool:
+        """Whether another occurrence of the task may follow now."""
+        has_ended = self.decision.status in (TaskStatus.Done, TaskStatus.Failed)
+        return has_ended and self.run.recurrence is not None
+
 
 def record(
     connection: Connection, records: Sequence[Record], *, skip_locked: bool = False
@@ -47,10 +59,13 @@ def record(
     answers True and changes nothing. With `skip_locked` a row that another transaction holds
     is left alone, and its record does not stand.
     """
-    members = [_given(entry) for entry in records]
+    recurs = any(entry.ends_occurrence for entry in records)
+    now = connection.scalars(select(database_now())).one() if recurs else None
+    dialect = connection.dialect.name
+    members = [_given(entry, now, dialect) for entry in records]
     has_hooks = any("hook" in each for each in members)
     given = {"given": strict_json.dumps(members)}
-    standing, *following = _RECORD[connection.dialect.name, skip_locked, has_hooks]
+    standing, *following = _RECORD[dialect, skip_locked, has_hooks, recurs]
     done = set(connection.scalars(standing, given).all())
     for statement in following:
         connection.execute(statement, given)
@@ -65,19 +80,30 @@ def record(
     return [entry.run.token in done for entry in records]
 
 
-def _given(entry: Record) -> dict[str, Any]:
+def _given(entry: Record, now: datetime | None, dialect: str) -> dict[str, Any]:
     run, decision = entry.run, entry.decision
     hook = hook_of(run, decision)
+    following: Occurrence | None = None
+    copy_id: str | None = None
+    result = decision.result
+    if now is not None and entry.ends_occurrence:
+        following = following_of(run, now)
+        if decision.spawns:
+            copy_id = new_task_id(now)
+            result = {"task_id": copy_id}
     members = {
         "task_id": run.task_id,
         "token": run.token,
         "status": decision.status.value,
         # JSON inside JSON, as text: it is stored as it is, not taken apart.
-        "result": None if decision.result is None else strict_json.dumps(decision.result),
+        "result": None if result is None else strict_json.dumps(result),
         "outcome": decision.outcome and decision.outcome.value,
         "delay": decision.delay,
         "traceback": decision.traceback,
         "hook": None if hook is None else strict_json.dumps(hook),
+        "following_at": following and written(following.run_at, dialect),
+        "copy_id": copy_id,
+        "starts_at": following and following.starts_at and written(following.starts_at, dialect),
     }
     return {name: value for name, value in members.items() if value is not None}
 
@@ -158,6 +184,8 @@ _MEMBERS = {
     "traceback": "text",
     "hook": "text",
 }
+_OF_RECURRING = {"following_at": "timestamptz", "starts_at": "timestamptz", "copy_id": "uuid"}
+"""What only the statements for recurring tasks are given, too."""
 _JSON = {"postgresql": "CAST({} AS json)", "sqlite": "{}"}
 # Whoever has asked for the end of a task does not want it to be run again, nor to wait for anybody.
 _BECOMES = (
@@ -166,18 +194,27 @@ _BECOMES = (
 )
 
 
-def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool) -> list[Any]:
+def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool, recurs: bool) -> list[Any]:
     """Return what writes a batch of records; the first statement tells the tokens that stand.
 
-    On PostgreSQL one statement, and so one round trip, does it all.
+    On PostgreSQL one statement, and so one round trip, does it all. Only one that `recurs` knows
+    of occurrences.
     """
     now = NOW_SQL[dialect]
+    following, stays = ("", "")
+    if recurs:
+        # Whose end was asked for, it has none.
+        following = (
+            "CASE WHEN task.cancel_requested_at IS NULL THEN given.following_at END "
+            "AS following_at, given.starts_at, given.copy_id,"
+        )
+        stays = "AND standing.following_at IS NULL"
     found = locked_tasks(
         dialect,
-        _MEMBERS,
+        _MEMBERS | _OF_RECURRING if recurs else _MEMBERS,
         f"""
             task.task_id, task.claim_token, task.attempt, task.run_at, task.retry_at,
-            task.started_at, task.instance_id,
+            task.started_at, task.instance_id, {following}
             {_BECOMES} AS becomes, {_BECOMES} <> 'scheduled' AS has_ended,
             given.outcome, given.delay, given.traceback,
             CASE WHEN {_BECOMES} = given.status THEN given.hook END AS hook,
@@ -201,6 +238,13 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool) -> list[Any
             {_JSON[dialect].format("hook")}, task_id, {HOOK_ATTEMPTS}
         FROM standing
         WHERE hook IS NOT NULL"""  # noqa: S608 (made of constants)
+    copied = ", ".join(column.name for column in COPIED)
+    spawn = f"""
+        INSERT INTO scheduled_tasks (task_id, caused_by, run_at, {copied})
+        SELECT standing.copy_id, standing.task_id, standing.run_at,
+            {", ".join(f"task.{column.name}" for column in COPIED)}
+        FROM standing JOIN scheduled_tasks AS task ON task.task_id = standing.task_id
+        WHERE standing.copy_id IS NOT NULL"""  # noqa: S608 (made of constants)
     move = f"""
         UPDATE scheduled_tasks AS task SET
             status = standing.becomes,
@@ -215,12 +259,34 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool) -> list[Any
             started_at = CASE WHEN standing.has_ended AND standing.outcome IS NOT NULL
                 THEN task.started_at END,
             finished_at = CASE WHEN standing.has_ended THEN {now} END,
+            run_count = task.run_count + CASE WHEN standing.has_ended THEN 1 ELSE 0 END,
             updated_at = {now}
         FROM standing
         -- Its row is locked: what was found there is still so.
-        WHERE task.task_id = standing.task_id"""  # noqa: S608 (made of constants)
+        WHERE task.task_id = standing.task_id {stays}"""  # noqa: S608 (made of constants)
+    advance = f"""
+        UPDATE scheduled_tasks AS task SET
+            status = 'scheduled',
+            run_at = standing.following_at,
+            retry_at = standing.starts_at,
+            attempt = 0,
+            result = standing.result,
+            last_status = standing.becomes,
+            run_count = task.run_count + 1,
+            claim_token = NULL,
+            instance_id = NULL,
+            started_at = NULL,
+            updated_at = {now}
+        FROM standing
+        WHERE task.task_id = standing.task_id AND standing.following_at IS NOT NULL
+        """  # noqa: S608 (made of constants)
     # The task's own row comes last: without it, the others would not stand any more.
-    changes = [enter, send, move] if has_hooks else [enter, move]
+    changes = [
+        enter,
+        *([send] if has_hooks else []),
+        *([spawn, advance] if recurs else []),
+        move,
+    ]
     answer = "SELECT claim_token FROM standing"
     if dialect == "postgresql":
         named = (f"changed_{number} AS ({change})" for number, change in enumerate(changes))
@@ -229,10 +295,11 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool) -> list[Any
 
 
 _RECORD = {
-    (dialect, skip_locked, has_hooks): _statements(
-        dialect, skip_locked=skip_locked, has_hooks=has_hooks
+    (dialect, skip_locked, has_hooks, recurs): _statements(
+        dialect, skip_locked=skip_locked, has_hooks=has_hooks, recurs=recurs
     )
     for dialect in NOW_SQL
     for skip_locked in (False, True)
     for has_hooks in (False, True)
+    for recurs in (False, True)
 }

@@ -22,11 +22,12 @@ from sqlalchemy import Connection, select
 from job_scheduler.clock import in_iso_8601
 from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
-from job_scheduler.core import catch_up, instances, overdue
+from job_scheduler.core import catch_up, instances, overdue, recurring
 from job_scheduler.core.catch_up import CatchUpRow
 from job_scheduler.core.columns import database_now
 from job_scheduler.core.instances import InstanceRow, Member
 from job_scheduler.core.overdue import Overdue
+from job_scheduler.core.recurring import Passed
 from job_scheduler.core.watch import Watch
 from job_scheduler.database import Database
 from job_scheduler.exceptions import StartError
@@ -135,7 +136,8 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
 
     `fail` marks them failed; `skip` sets them aside (``missed_at``) with status and result
     unchanged; `run` leaves a few to the sweep, and sets more aside to be released at a bounded
-    rate, at once or when a person has approved. Broken off, it is continued by the next start.
+    rate, at once or when a person has approved. Before all this, recurring tasks move on to the
+    occurrence that is to run next. Broken off, it is continued by the next start.
 
     Raises:
         StartError: it was taken for dead meanwhile, so that somebody else may be at it.
@@ -145,6 +147,8 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
         return await database.write(_while_recovering, instance_id, work, *args, **kwargs)
 
     started, last = await database.read(_downtime, instance_id)
+    reason = _missed(f"from {_seconds(last)} to" if last else "until", started)
+    passed = await _pass_missed(change, started, rules.policy, reason)
     found, former = await database.read(_situation, started)
     treat: Callable[[], Awaitable[int]] | None = None
     match decide(rules, found, former):
@@ -153,7 +157,6 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
             opened = await change(catch_up.begin, started, hold=hold)
             treat = partial(change, overdue.set_aside, started, opened.missed_at)
         case RecoveryAction.Fail:
-            reason = _missed(f"from {_seconds(last)} to" if last else "until", started)
             treat = partial(change, overdue.fail_overdue, started, reason)
         case RecoveryAction.Skip:
             now = await database.read(database_time)
@@ -163,6 +166,7 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
     count = found.tasks if treat is None else await _in_batches(rules.policy, treat)
     if former is not None and rules.policy is not RecoverPastTasks.Run:
         count += await _end(change, former, rules.policy)
+    count += passed
     _logger.info("recovery (%s): %d tasks were overdue at the start", rules.policy.value, count)
     return count
 
@@ -198,6 +202,19 @@ async def _end(change: _Change, former: CatchUpRow, policy: RecoverPastTasks) ->
         failed = await _in_batches(policy, treat)
     await change(catch_up.close, former.missed_at)
     return failed
+
+
+async def _pass_missed(
+    change: _Change, started: datetime, policy: RecoverPastTasks, reason: str
+) -> int:
+    """Move recurring tasks on; return how many need nothing more."""
+    count, after = 0, None
+    while True:
+        passed: Passed = await change(recurring.pass_missed, started, policy, reason, after)
+        count, after = count + passed.tasks, passed.last_id
+        if after is None:
+            return count
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _in_batches(policy: RecoverPastTasks, treat: Callable[[], Awaitable[int]]) -> int:

@@ -38,6 +38,7 @@ from job_scheduler.core.fields import (
     Timeout,
 )
 from job_scheduler.core.schemas_webhook import Hook, Webhook
+from job_scheduler.core.schemas_when import When
 
 
 def _decimal(value: object) -> object:
@@ -49,7 +50,7 @@ def _decimal(value: object) -> object:
     return value
 
 
-class TaskCreate(BaseModel):
+class TaskCreate(When):
     """A task to be scheduled."""
 
     model_config = ConfigDict(
@@ -63,26 +64,11 @@ class TaskCreate(BaseModel):
                     "max_attempts": 5,
                     "webhook": {"url": "https://example.com/nightly", "body": {"full": True}},
                 },
+                {"name": "send_report", "cron": "0 9 * * MON-FRI", "timezone": "Europe/Berlin"},
             ],
         },
     )
 
-    name: Annotated[
-        Name,
-        Field(
-            description="What to run: the name of a registered handler, unless there is a webhook "
-            "or a command. A task of any other name only keeps the time.",
-            examples=["send_report"],
-        ),
-    ]
-    run_at: Annotated[
-        Instant,
-        Field(
-            description="When to run it (ISO 8601). Without an offset it is UTC; a time in the "
-            "past runs at once.",
-            examples=["2027-07-01T10:00:00Z"],
-        ),
-    ]
     payload: Annotated[
         PayloadObject | None,
         Field(description="Keyword arguments for the handler.", examples=[{"hours": 24}]),
@@ -194,6 +180,10 @@ class TaskCreate(BaseModel):
     @classmethod
     def _comes_after_run_at(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
         run_at = info.data.get("run_at")
+        if value is not None and "run_at" in info.data and run_at is None:
+            raise PydanticCustomError(
+                "start_before", "Goes with run_at. A recurring task has an end_at."
+            )
         if value is not None and run_at is not None and value < run_at:
             raise PydanticCustomError(
                 "start_before", "Must not lie before run_at: it would never be started."

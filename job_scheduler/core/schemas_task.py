@@ -41,6 +41,9 @@ _EXAMPLE_TASK: JsonDict = {
     "started_at": None,
     "finished_at": None,
     "missed_at": None,
+    "recurrence": None,
+    "run_count": None,
+    "last_status": None,
 }
 
 
@@ -119,4 +122,17 @@ class Task(BaseModel):
             description="When start-up set it aside, because its time had passed while the "
             "service was down: for good (RECOVER_PAST_TASKS=skip), or until it is released."
         ),
+    ]
+    recurrence: Annotated[
+        JsonValue,
+        Field(
+            description="Of a recurring task: its `cron` or `interval_seconds`, and what else was "
+            "asked. Its `run_at` is its next time."
+        ),
+        WithJsonSchema(_REQUEST),
+    ]
+    run_count: Annotated[int | None, Field(description="How often it has recurred.")]
+    last_status: Annotated[
+        TaskStatus | None,
+        Field(description="How its last run has ended, whose result is `result`."),
     ]

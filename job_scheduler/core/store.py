@@ -115,13 +115,14 @@ def tasks_after(place: tuple[datetime, str]) -> ColumnElement[bool]:
 
 
 def delete_task(connection: Connection, task_id: str) -> None:
-    """Delete a task that is scheduled.
+    """Delete a task that is scheduled or paused.
 
     Raises:
         TaskNotFound: there is none.
         TaskNotDeletable: it is running or finished.
     """
-    deletion = delete(tasks).where(tasks.c.task_id == task_id, tasks.c.status == "scheduled")
+    waits = tasks.c.status.in_(["scheduled", "paused"])
+    deletion = delete(tasks).where(tasks.c.task_id == task_id, waits)
     if connection.execute(deletion).rowcount:
         return
     status = connection.scalar(select(tasks.c.status).where(tasks.c.task_id == task_id))
@@ -131,7 +132,7 @@ def delete_task(connection: Connection, task_id: str) -> None:
 
 
 def request_cancellation(connection: Connection, task_id: str) -> TaskRow:
-    """Cancel a task that is scheduled, ask for the end of one that is running; return it.
+    """Cancel a task that is scheduled or paused, ask for the end of one that is running; return it.
 
     One that is cancelled already is returned as it is.
 
@@ -139,11 +140,11 @@ def request_cancellation(connection: Connection, task_id: str) -> TaskRow:
         TaskNotFound: there is none.
         TaskNotCancellable: it has finished.
     """
-    waits = tasks.c.status == "scheduled"
+    waits = tasks.c.status.in_(["scheduled", "paused"])
     now = database_now()
     request = (
         update(tasks)
-        .where(tasks.c.task_id == task_id, tasks.c.status.in_(["scheduled", "running"]))
+        .where(tasks.c.task_id == task_id, waits | (tasks.c.status == "running"))
         .values(
             status=case((waits, "cancelled"), else_=tasks.c.status),
             finished_at=case((waits, now), else_=tasks.c.finished_at),

@@ -14,7 +14,7 @@ from job_scheduler.core.handlers.calling import Caller
 from job_scheduler.core.limited import claim_within_limits
 from job_scheduler.core.limits import Limits
 from job_scheduler.core.locks import TaskLock
-from job_scheduler.core.outcomes import Failed, NotStarted, Outcome
+from job_scheduler.core.outcomes import Failed, NotStarted, Outcome, Spawned
 from job_scheduler.core.places import Place
 from job_scheduler.core.progress import ProgressBoard
 from job_scheduler.core.records import Record
@@ -120,10 +120,13 @@ class TaskRunner:
             claim = await self._claim(task_id, token, is_limited)
             if claim is None:
                 return
-            if self._holds_lease(claim.instance_id):
-                outcome = await self._caller.call(claim, place)
-            else:
+            outcome: Outcome
+            if not self._holds_lease(claim.instance_id):
                 outcome = NotStarted()
+            elif claim.is_pattern:
+                outcome = Spawned()
+            else:
+                outcome = await self._caller.call(claim, place)
             place.free()
             await self._progress.settle(claim)
             await self._record(claim, outcome)
@@ -153,7 +156,7 @@ class TaskRunner:
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         record = Record.of(claim, outcome)
-        if record.decision.status is TaskStatus.Scheduled:
+        if record.decision.status is TaskStatus.Scheduled or record.ends_occurrence:
             # Before the record: whoever sees it scheduled again is to find it free.
             self._lock.release(claim.task_id, claim.token)
         try:

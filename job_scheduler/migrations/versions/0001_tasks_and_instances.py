@@ -97,9 +97,13 @@ def upgrade() -> None:
         sa.Column("started_at", _time),
         sa.Column("finished_at", _time),
         sa.Column("missed_at", _time),
+        sa.Column("recurrence", _json),
+        sa.Column("run_count", sa.Integer),
+        sa.Column("last_status", sa.Text),
         sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
         sa.CheckConstraint(
-            "status IN ('scheduled', 'running', 'done', 'failed', 'unknown', 'cancelled')",
+            "status IN ('scheduled', 'paused', 'running', 'done', 'failed', 'unknown', "
+            "'cancelled')",
             name=op.f("ck_scheduled_tasks_status"),
         ),
         sa.CheckConstraint("length(name) BETWEEN 1 AND 255", name=op.f("ck_scheduled_tasks_name")),

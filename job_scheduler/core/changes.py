@@ -1,0 +1,159 @@
+"""The statements by which a person changes a task that is not running: pause, resume, run, alter.
+
+Each locks the task's row first. So whoever starts the task at this moment comes before, and the
+person is told that it is too late; or after, and finds what the person wanted.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from job_scheduler import strict_json
+from job_scheduler.constants import RecoverPastTasks, TaskStatus
+from job_scheduler.core.columns import database_now
+from job_scheduler.core.recurring import COPIED, readable
+from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.exceptions import (
+    TaskChangedMeanwhile,
+    TaskNotChangeable,
+    TaskNotFound,
+    TaskNotPausable,
+    TaskNotResumable,
+    TaskNotRunnable,
+    WrongState,
+)
+
+_WAITING = (TaskStatus.Scheduled, TaskStatus.Paused)
+
+
+def version_of(row: Mapping[str, Any]) -> str:
+    """Return a text that is another one as soon as anything shows of the task that did not."""
+    shown = {
+        name: str(value) if isinstance(value, datetime) else value for name, value in row.items()
+    }
+    return hashlib.blake2b(strict_json.dumps(shown).encode(), digest_size=12).hexdigest()
+
+
+def pause_task(connection: Connection, task_id: str) -> TaskRow:
+    """Keep a task that is scheduled from starting; one that is paused already stays so.
+
+    Raises:
+        TaskNotFound: there is none.
+        TaskNotPausable: it is running, or has finished.
+    """
+    row = _locked(connection, task_id, TaskNotPausable, *_WAITING)
+    if row["status"] == TaskStatus.Paused:
+        return row
+    return _change(connection, task_id, {"status": TaskStatus.Paused.value, "blocked_by": None})
+
+
+def resume_task(connection: Connection, task_id: str) -> TaskRow:
+    """Let a task that is paused start again; one that is scheduled already stays so.
+
+    A recurring one goes on with the next of its times. Another one whose time has passed is due.
+
+    Raises:
+        TaskNotFound: there is none.
+        TaskNotResumable: it is running, or has finished.
+    """
+    row = _locked(connection, task_id, TaskNotResumable, *_WAITING)
+    if row["status"] == TaskStatus.Scheduled:
+        return row
+    changes: dict[str, Any] = {"status": TaskStatus.Scheduled.value}
+    now = _now(connection)
+    if row["recurrence"] is not None and row["run_at"] < now:
+        changes |= _moved_on(row, now)
+    return _change(connection, task_id, changes)
+
+
+def run_task_now(connection: Connection, task_id: str) -> TaskRow:
+    """Make a task due at once: it, or for a recurring one a copy that runs once; return that.
+
+    Raises:
+        TaskNotFound: there is none.
+        TaskNotRunnable: it is running and does not recur, or has finished.
+    """
+    row = _locked(connection, task_id, TaskNotRunnable, *_WAITING, TaskStatus.Running)
+    if row["recurrence"] is not None:
+        copied = select(*COPIED, database_now(), tasks.c.task_id).where(tasks.c.task_id == task_id)
+        columns = [*COPIED, tasks.c.run_at, tasks.c.caused_by]
+        copy = insert(tasks).from_select(columns, copied).returning(*SHOWN)
+        return dict(connection.execute(copy).one()._mapping)
+    if row["status"] == TaskStatus.Running:
+        raise TaskNotRunnable(task_id, TaskStatus.Running)
+    now = _now(connection)
+    return _change(
+        connection,
+        task_id,
+        {
+            "status": TaskStatus.Scheduled.value,
+            "retry_at": now if (row["retry_at"] or row["run_at"]) > now else row["retry_at"],
+            "missed_at": None,
+        },
+    )
+
+
+def change_task(
+    connection: Connection,
+    task_id: str,
+    change: Callable[[TaskRow], dict[str, Any]],
+    versions: list[str] | None,
+) -> TaskRow:
+    """Change a task that is scheduled or paused: `change` returns the columns' new values.
+
+    Raises:
+        TaskNotFound: there is none.
+        TaskChangedMeanwhile: it is not at one of these `versions` any more, if they are given.
+        TaskNotChangeable: it is running, or has finished.
+    """
+    row = _locked(connection, task_id, None)
+    if versions is not None and version_of(row) not in versions:
+        raise TaskChangedMeanwhile(task_id)
+    if row["status"] not in _WAITING:
+        raise TaskNotChangeable(task_id, TaskStatus(row["status"]))
+    return _change(connection, task_id, change(row))
+
+
+def _moved_on(row: TaskRow, now: datetime) -> dict[str, Any]:
+    """Return what makes a recurring task wait for the next of its times, if there is one."""
+    recurrence = readable(row["task_id"], row["recurrence"])
+    if recurrence is None:
+        return {}
+    run_at = recurrence.after_downtime(row["run_at"], now, RecoverPastTasks.Skip)
+    if run_at is None:
+        return {}
+    starts_at = recurrence.starts_at(row["task_id"], run_at)
+    return {"run_at": run_at, "retry_at": starts_at, "attempt": 0}
+
+
+def _locked(
+    connection: Connection,
+    task_id: str,
+    too_late: type[WrongState] | None,
+    *allowed: TaskStatus,
+) -> TaskRow:
+    """Return a task, whose row nobody else changes until the transaction ends."""
+    wanted = select(*SHOWN).where(tasks.c.task_id == task_id).with_for_update(key_share=True)
+    row = connection.execute(wanted).one_or_none()
+    if row is None:
+        raise TaskNotFound(task_id)
+    if too_late is not None and row.status not in allowed:
+        raise too_late(task_id, TaskStatus(row.status))
+    return dict(row._mapping)
+
+
+def _change(connection: Connection, task_id: str, changes: dict[str, Any]) -> TaskRow:
+    statement = (
+        update(tasks)
+        .where(tasks.c.task_id == task_id)
+        .values(changes | {"updated_at": database_now()})
+        .returning(*SHOWN)
+    )
+    return dict(connection.execute(statement).one()._mapping)
+
+
+def _now(connection: Connection) -> datetime:
+    return connection.scalars(select(database_now())).one()

@@ -1,0 +1,189 @@
+"""The routes by which a person changes a task that is not running, or has it run now."""
+
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import JsonValue, ValidationError
+
+from job_scheduler.bodies import JsonRoute
+from job_scheduler.constants import TaskStatus
+from job_scheduler.core import changes
+from job_scheduler.core.creation import changed_members
+from job_scheduler.core.fields import EXAMPLE_ID
+from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.schemas_task import Task
+from job_scheduler.core.store import TaskRow
+from job_scheduler.dependencies import Services, ServicesDep, TaskIdDep
+from job_scheduler.errors import problems
+from job_scheduler.exceptions import (
+    TaskChangedMeanwhile,
+    TaskNotChangeable,
+    TaskNotPausable,
+    TaskNotResumable,
+    TaskNotRunnable,
+)
+
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
+
+_CHANGEABLE = TaskCreate.model_fields.keys() - {"task_id"}
+_SCHEMA = TaskCreate.model_json_schema(ref_template="#/components/schemas/{model}")
+for _left_out in ("$defs", "required", "examples"):
+    _SCHEMA.pop(_left_out, None)
+_SCHEMA["properties"].pop("task_id")
+_SCHEMA |= {
+    "title": "TaskChange",
+    "description": "What is to be another: each as in `POST /tasks`; null takes it away.",
+    "examples": [{"run_at": "2027-07-02T10:00:00Z"}, {"payload": {"hours": 48}, "priority": 2}],
+}
+
+
+@router.patch(
+    "/{task_id}",
+    operation_id="changeTask",
+    summary="Change a task that has not started",
+    response_model=Task,
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
+    },
+    responses=problems(
+        400,
+        404,
+        TaskNotChangeable(EXAMPLE_ID, TaskStatus.Running),
+        TaskChangedMeanwhile(EXAMPLE_ID),
+        413,
+        415,
+        422,
+        500,
+        503,
+    ),
+)
+async def change_task(
+    task_id: TaskIdDep,
+    change: dict[str, JsonValue],
+    response: Response,
+    services: ServicesDep,
+    if_match: Annotated[
+        str | None,
+        Header(
+            description="The `ETag` of `GET /tasks/{task_id}`, so that nobody's change in the "
+            "meantime is lost: then this answers 412."
+        ),
+    ] = None,
+) -> TaskRow:
+    """Change a task that is scheduled or paused: what is given replaces what was (RFC 7396).
+
+    Another time begins anew: the attempts that were count no more.
+    """
+    row = await services.database.write(
+        changes.change_task,
+        task_id,
+        partial(_changed, services, change),
+        None if if_match is None else _versions(if_match),
+    )
+    services.sweep.wake()
+    return _with_version(row, response)
+
+
+@router.post(
+    "/{task_id}/pause",
+    operation_id="pauseTask",
+    summary="Keep a task from starting",
+    response_model=Task,
+    responses=problems(404, TaskNotPausable(EXAMPLE_ID, TaskStatus.Running), 500, 503),
+)
+async def pause_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
+    """Keep a task that is scheduled from starting, until it is resumed. May be repeated."""
+    return await services.database.write(changes.pause_task, task_id)
+
+
+@router.post(
+    "/{task_id}/resume",
+    operation_id="resumeTask",
+    summary="Let a paused task start again",
+    response_model=Task,
+    responses=problems(404, TaskNotResumable(EXAMPLE_ID, TaskStatus.Running), 500, 503),
+)
+async def resume_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
+    """Let a paused task start again at its time. May be repeated.
+
+    If that has passed, it starts at once; a recurring task waits for the next of its times.
+    """
+    row = await services.database.write(changes.resume_task, task_id)
+    services.sweep.wake()
+    return row
+
+
+@router.post(
+    "/{task_id}/run",
+    operation_id="runTask",
+    summary="Run a task now",
+    response_model=Task,
+    responses=problems(404, TaskNotRunnable(EXAMPLE_ID, TaskStatus.Done), 500, 503),
+)
+async def run_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
+    """Run a task that is scheduled or paused now, not at its time.
+
+    A recurring task is not touched, even when it is paused: an extra run is made, which is a task
+    of its own (`caused_by` tells of which). Repeated, it makes another one.
+    """
+    row = await services.database.write(changes.run_task_now, task_id)
+    services.sweep.wake()
+    return row
+
+
+def _with_version(row: TaskRow, response: Response) -> TaskRow:
+    response.headers["ETag"] = f'"{changes.version_of(row)}"'
+    return row
+
+
+def _versions(if_match: str) -> list[str] | None:
+    """Return the versions that a header names (RFC 9110, section 13.1.1); None: any will do."""
+    if if_match.strip() == "*":
+        return None
+    tags = [tag.strip() for tag in if_match.split(",")]
+    return [tag.strip('"') for tag in tags if not tag.startswith("W/")]
+
+
+def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[str, Any]:
+    """Return the new values of a task's columns.
+
+    Raises:
+        InvalidRequest: it would not be taken like this.
+        RequestValidationError: likewise.
+    """
+    try:
+        wanted = TaskCreate.model_validate(_request_of(row) | change)
+    except ValidationError as error:
+        raise RequestValidationError(
+            [
+                {**fault, "loc": ("body", *fault["loc"])}
+                for fault in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+    if (refusal := services.refusal_of(wanted)) is not None:
+        raise refusal
+    members = changed_members(services.new_task(wanted, row["task_id"]))
+    if members["recurrence"] is None:
+        keeps_time = row["recurrence"] is None and members["run_at"] == row["run_at"]
+    else:
+        keeps_time = members["recurrence"] == row["recurrence"]
+        members["run_count"] = row["run_count"] or 0
+    if not keeps_time:
+        return members | {"attempt": 0, "missed_at": None, "blocked_by": None}
+    return {name: members[name] for name in members.keys() - {"run_at", "retry_at"}}
+
+
+def _request_of(row: TaskRow) -> dict[str, Any]:
+    """Return the request that would make this task."""
+    members = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name in _CHANGEABLE
+        if (value := row.get(name)) is not None
+    }
+    if row["recurrence"] is not None:
+        del members["run_at"]
+        members |= row["recurrence"]
+    return members

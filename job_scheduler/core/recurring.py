@@ -1,0 +1,133 @@
+"""The rows of recurring tasks: which occurrence follows, and how those of a downtime are passed."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, text, update
+
+from job_scheduler.constants import RecoverPastTasks, TaskStatus
+from job_scheduler.core.claims import Run
+from job_scheduler.core.columns import database_now
+from job_scheduler.core.models import DUE_WHERE
+from job_scheduler.core.overdue import BATCH, send_failed_hooks
+from job_scheduler.core.recurrence import Recurrence
+from job_scheduler.core.store import DUE_AT, tasks
+
+_logger = logging.getLogger(__name__)
+
+
+COPIED = [
+    tasks.c[name]
+    for name in (
+        *("name", "payload", "webhook", "command", "expects_handler", "timeout"),
+        *("max_attempts", "on_crash", "retry_delay", "retry_max_delay"),
+        *("on_done", "on_failed", "priority", "concurrency_key", "max_running"),
+    )
+]
+"""What an extra run of a recurring task, which is a task of its own, has of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """An occurrence of a recurring task: its time, and when it starts if not then."""
+
+    run_at: datetime
+    starts_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """How many recurring tasks a downtime has overtaken, of a batch; and the last one's id."""
+
+    tasks: int
+    last_id: str | None
+
+
+def following_of(run: Run, now: datetime) -> Occurrence | None:
+    """Return the occurrence that comes after this one, which has ended; None: it was the last."""
+    recurrence = readable(run.task_id, run.recurrence)
+    if recurrence is None:
+        return None
+    runs = (run.run_count or 0) + 1
+    return _occurrence(
+        run.task_id, recurrence, recurrence.following(run.run_at, run.started_at, now, runs)
+    )
+
+
+def readable(task_id: str, document: Any) -> Recurrence | None:
+    """Return the recurrence as it is stored; None, and a word in the log, if nobody can read it."""
+    try:
+        return Recurrence.of(document)
+    except ValueError as error:
+        _logger.warning("task %s: its recurrence cannot be read (%s): it ends here", task_id, error)
+        return None
+
+
+def pass_missed(
+    connection: Connection,
+    overdue_at: datetime,
+    policy: RecoverPastTasks,
+    reason: str,
+    after: str | None,
+) -> Passed:
+    """Move recurring tasks on that were overdue at `overdue_at`: to the occurrence that is next by
+    `policy` and their ``catch_up``. Up to `BATCH` of them, those after the id `after`.
+
+    Under `fail` the missed ones count as failed, for that `reason`. What has no occurrence any more
+    has failed, or else is set aside (``missed_at``).
+    """
+    overdue = (
+        select(*(tasks.c[name] for name in _READ))
+        .where(text(DUE_WHERE), overdue_at > DUE_AT, tasks.c.recurrence.is_not(None))
+        .order_by(tasks.c.task_id)
+        .limit(BATCH)
+        .with_for_update(key_share=True)
+    )
+    rows = connection.execute(
+        overdue if after is None else overdue.where(tasks.c.task_id > after)
+    ).all()
+    now = connection.scalars(select(database_now())).one()
+    fails = policy is RecoverPastTasks.Fail
+    passed = list(_passed(rows, policy, now))
+    for one, occurrence in passed:
+        changes: dict[str, Any] = {"updated_at": database_now()}
+        if fails:
+            changes |= {"result": reason, "last_status": TaskStatus.Failed.value}
+        if occurrence is not None:
+            changes |= {"run_at": occurrence.run_at, "retry_at": occurrence.starts_at, "attempt": 0}
+        elif fails:
+            changes |= {"status": TaskStatus.Failed.value, "finished_at": database_now()}
+        else:
+            changes |= {"missed_at": now}
+        connection.execute(update(tasks).where(tasks.c.task_id == one.task_id).values(changes))
+    if fails:
+        send_failed_hooks(connection, [one for one, _ in passed], reason)
+    return Passed(len(passed), rows[-1].task_id if rows else None)
+
+
+_READ = (
+    *("task_id", "name", "run_at", "recurrence"),
+    *("attempt", "on_failed"),
+)
+
+
+def _passed(
+    rows: Sequence[Row[Any]], policy: RecoverPastTasks, now: datetime
+) -> Iterator[tuple[Row[Any], Occurrence | None]]:
+    """Return those that do not stay as they are, each with its next occurrence, if there is one."""
+    for row in rows:
+        recurrence = readable(row.task_id, row.recurrence)
+        if recurrence is None:
+            continue
+        if policy is RecoverPastTasks.Run and row.attempt:
+            continue  # It has begun in time: what was missed is a repetition.
+        run_at = recurrence.after_downtime(row.run_at, now, policy)
+        if run_at != row.run_at:
+            yield row, _occurrence(row.task_id, recurrence, run_at)
+
+
+def _occurrence(task_id: str, recurrence: Recurrence, run_at: datetime | None) -> Occurrence | None:
+    return None if run_at is None else Occurrence(run_at, recurrence.starts_at(task_id, run_at))

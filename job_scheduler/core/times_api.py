@@ -1,0 +1,114 @@
+"""The routes that tell when a task runs: one that is there, or one that is only thought of."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import islice
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Query
+
+from job_scheduler.bodies import JsonRoute
+from job_scheduler.constants import TaskStatus
+from job_scheduler.core import store
+from job_scheduler.core.cron import Cron
+from job_scheduler.core.cron_words import describe, warnings
+from job_scheduler.core.fields import EXAMPLE_ID
+from job_scheduler.core.recurrence import Recurrence
+from job_scheduler.core.recurring import readable
+from job_scheduler.core.rhythm import load_zone
+from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.schemas_times import Moment, Preview
+from job_scheduler.core.store import TaskRow
+from job_scheduler.dependencies import ServicesDep, TaskIdDep
+from job_scheduler.errors import problems
+from job_scheduler.exceptions import TaskNotFound
+
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
+
+_TIMES_MAX = 1_000
+_Number = Annotated[int, Query(ge=1, le=_TIMES_MAX, description="How many times to tell, at most.")]
+
+
+@router.post(
+    "/preview",
+    operation_id="previewTask",
+    summary="Tell when a task would run",
+    response_model=Preview,
+    responses=problems(400, 413, 415, 422, 503),
+)
+async def preview_task(wanted: TaskCreate, services: ServicesDep, n: _Number = 5) -> Preview:
+    """Tell when a task would run, if it were posted, and what is worth knowing. Nothing is stored.
+
+    The times are counted from `start_at`, itself included, or else from now.
+    """
+    now = services.clock.now()
+    recurrence = wanted.recurrence
+    zone = load_zone(wanted.timezone or "UTC")
+    known = [] if recurrence is None else _warnings(recurrence, now)
+    if (refusal := services.refusal_of(wanted)) is not None:
+        known.append(f"POST /tasks would refuse it: {refusal}")
+    return Preview(
+        next=[moment_in(each, zone) for each in islice(_times(wanted, now), n)],
+        description=_description(wanted),
+        warnings=known,
+    )
+
+
+@router.get(
+    "/{task_id}/next",
+    operation_id="listTimes",
+    summary="Tell when a task runs next",
+    response_model=list[Moment],
+    responses=problems(TaskNotFound(EXAMPLE_ID), 422, 500, 503),
+)
+async def list_times(task_id: TaskIdDep, services: ServicesDep, n: _Number = 10) -> list[Moment]:
+    """List the times at which a task is still to run: one, those of its recurrence, or none."""
+    row = await services.database.read(store.get_task, task_id)
+    recurrence = readable(task_id, row["recurrence"]) if row["recurrence"] else None
+    zone = load_zone("UTC" if recurrence is None else recurrence.timezone)
+    return [moment_in(each, zone) for each in islice(_times_left(row, recurrence), n)]
+
+
+def moment_in(instant: datetime, zone: ZoneInfo) -> Moment:
+    """Return an instant as it is told, in UTC and as the clocks of a zone show it."""
+    local = instant.astimezone(zone)
+    wall = local.replace(tzinfo=None).isoformat()
+    return Moment(utc=instant, local=wall, offset=local.isoformat().removeprefix(wall))
+
+
+def _times(wanted: TaskCreate, now: datetime) -> Iterator[datetime]:
+    recurrence = wanted.recurrence
+    if recurrence is None:
+        return iter([wanted.run_at] if wanted.run_at else [])
+    begin = recurrence.start_at or recurrence.first(now)
+    return islice(recurrence.times(begin), recurrence.max_runs) if begin else iter(())
+
+
+def _times_left(row: TaskRow, recurrence: Recurrence | None) -> Iterator[datetime]:
+    waits = row["status"] == TaskStatus.Scheduled and row["missed_at"] is None
+    if recurrence is None:
+        return iter([row["run_at"]] if waits else [])
+    times = recurrence.times(row["run_at"])
+    if not waits and row["status"] != TaskStatus.Running:
+        return iter(())
+    if recurrence.max_runs is not None:
+        times = islice(times, recurrence.max_runs - (row["run_count"] or 0))
+    return times if waits else islice(times, 1, None)
+
+
+def _description(wanted: TaskCreate) -> str:
+    recurrence = wanted.recurrence
+    if recurrence is None:
+        return "Once."
+    if recurrence.cron is None:
+        return f"Every {recurrence.interval_seconds:g} seconds."
+    words = describe(Cron.parse(recurrence.cron))
+    return f"{words.rstrip('.')} ({recurrence.timezone})."
+
+
+def _warnings(recurrence: Recurrence, now: datetime) -> list[str]:
+    if recurrence.cron is None:
+        return []
+    zone = load_zone(recurrence.timezone)
+    return warnings(Cron.parse(recurrence.cron), zone, recurrence.dst_gap, recurrence.dst_fold, now)
