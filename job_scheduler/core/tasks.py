@@ -153,8 +153,8 @@ class TaskRunner:
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         record = Record.of(claim, outcome)
-        if record.decision.status is TaskStatus.Scheduled:
-            # Before the record: whoever sees it scheduled again is to find it free.
+        if record.decision.status not in (TaskStatus.Done, TaskStatus.Cancelled):
+            # Before the record: whoever sees it scheduled again, by a person even, finds it free.
             self._lock.release(claim.task_id, claim.token)
         try:
             stands = await self._records.submit(record)
