@@ -9,7 +9,7 @@ from job_scheduler.constants import OnCrash
 from job_scheduler.core.claims import Run
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.hooks import hook_of
-from job_scheduler.core.outcomes import CutOff, Outcome, decide
+from job_scheduler.core.outcomes import CutOff, Outcome, TooLate, decide
 from tests.support.app import Backend, assert_problem, finished, later, post, running, task_body
 from tests.support.receiver import Receiver
 from tests.support.services import wait_until
@@ -117,6 +117,14 @@ def test_crash_calls_for_the_hook_of_what_it_makes_of_the_task(
     run = Run("id", "token", "me", 1, attempts, on_crash, now, now, "probe", *hooks, now, None, 0)
     hook = hook_of(run, decide(outcome, 1, attempts, on_crash and OnCrash(on_crash)))
     assert (hook and hook["body"]["type"]) == kind
+
+
+def test_hook_of_a_task_that_expired_counts_no_attempt_that_never_was() -> None:
+    now = datetime(2027, 7, 1, tzinfo=UTC)
+    run = Run("id", "token", "me", 2, 3, None, now, now, "probe", None, {"url": "u"})
+    hook = hook_of(run, decide(TooLate("expired"), 2, 3, None))
+    assert hook is not None
+    assert hook["body"]["data"]["attempt"] == 1
 
 
 @pytest.mark.parametrize("member", ["on_done", "on_failed"])

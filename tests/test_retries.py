@@ -12,6 +12,7 @@ import pytest
 from job_scheduler import Fail, RetryLater, RunContext
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.retry import Backoff
+from job_scheduler.identifiers import new_token
 from tests.support.app import (
     Backend,
     assert_problem,
@@ -20,6 +21,7 @@ from tests.support.app import (
     later,
     post,
     running,
+    services_of,
     task_body,
 )
 from tests.support.services import wait_until
@@ -411,6 +413,22 @@ def test_failed_task_is_run_again_by_request(backend: Backend, registry: Handler
         assert [run["outcome"] for run in runs] == ["failed", "done"]
         # Late is reckoned from the request, not from the first time.
         assert runs[1]["scheduled_for"] == shown["retry_at"]
+
+
+def test_lock_is_free_for_the_next_run_as_soon_as_one_has_failed(
+    backend: Backend, registry: HandlerRegistry
+) -> None:
+    @registry.task("probe")
+    async def probe() -> None:
+        raise Fail("no")
+
+    with running(backend, registry) as client:
+        task_id = post(client, run_at=later(0))["task_id"]
+        assert finished(client, task_id)["status"] == "failed"
+        lock, portal = services_of(client).lock, client.portal
+        assert portal is not None
+        # By itself it would expire a second after the claim.
+        wait_until(lambda: portal.call(lock.acquire, task_id, new_token()), 0.4)
 
 
 @pytest.mark.parametrize("status", ["scheduled", "done", "failed", "unknown"])

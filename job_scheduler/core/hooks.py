@@ -32,7 +32,9 @@ def hook_of(run: Run, decision: Decision) -> dict[str, Any] | None:
             return None
     if hook is None:
         return None
-    return filled(hook, run.task_id, run.name, run.attempt, decision.status, decision.result)
+    # One that never was is given back.
+    attempt = run.attempt - (decision.outcome is None)
+    return filled(hook, run.task_id, run.name, attempt, decision.status, decision.result)
 
 
 def filled(

@@ -156,8 +156,9 @@ class TaskRunner:
 
     async def _record(self, claim: Claim, outcome: Outcome) -> None:
         record = Record.of(claim, outcome)
-        if record.decision.status is TaskStatus.Scheduled or record.ends_occurrence:
-            # Before the record: whoever sees it scheduled again is to find it free.
+        is_over = record.decision.status in (TaskStatus.Done, TaskStatus.Cancelled)
+        if not is_over or record.ends_occurrence:
+            # Before the record: whoever sees it scheduled again, by a person even, finds it free.
             self._lock.release(claim.task_id, claim.token)
         try:
             stands = await self._records.submit(record)
