@@ -289,7 +289,7 @@ def test_hook_is_sent_for_each_occurrence(store: Backend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overlap", "planned"), [("skip", [0, 3, 6]), ("queue", [0, 1, 2]), (None, [0, 3, 6])]
+    ("overlap", "planned"), [("skip", [0, 2]), ("queue", [0, 1, 2]), (None, [0, 2])]
 )
 def test_time_that_comes_while_a_run_is_under_way_is_left_out_or_queued(
     store: Backend, overlap: str | None, planned: list[float]
@@ -298,11 +298,11 @@ def test_time_that_comes_while_a_run_is_under_way_is_left_out_or_queued(
 
     @registry.task("probe")
     async def probe() -> None:
-        await asyncio.sleep(2.2)
+        await asyncio.sleep(1.2)
 
     with running(store, registry) as client:
         task = recurring(client, interval_seconds=1, overlap=overlap)
-        assert times(client, task["task_id"], 3) == planned
+        assert times(client, task["task_id"], len(planned)) == planned
 
 
 def test_overlapping_runs_are_tasks_of_their_own(store: Backend) -> None:

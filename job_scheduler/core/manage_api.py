@@ -19,6 +19,7 @@ from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import Services, ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
+    InvalidField,
     TaskChangedMeanwhile,
     TaskNotChangeable,
     TaskNotPausable,
@@ -154,6 +155,8 @@ def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[s
         InvalidRequest: it would not be taken like this.
         RequestValidationError: likewise.
     """
+    if "task_id" in change:
+        raise InvalidField("body", "task_id", "A task keeps its id. Leave it out.")
     try:
         wanted = TaskCreate.model_validate(_request_of(row) | change)
     except ValidationError as error:

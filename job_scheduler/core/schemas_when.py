@@ -1,6 +1,6 @@
 """The shape of a request's times: once at an instant, or again and again."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import (
@@ -208,7 +208,8 @@ def _instant_of(wall: datetime, zone: str) -> datetime:
         words = "does not exist in {zone}, for clocks are put forward. Write {one} or {other}."
         # Read by the offset that holds before the gap, it lies after it; and the other way round.
         choices = [wall.replace(tzinfo=place, fold=fold) for fold in (1, 0)]
-    one, other = (each.astimezone(place).isoformat() for each in choices)
+    # By way of UTC: within a zone nothing is converted.
+    one, other = (each.astimezone(UTC).astimezone(place).isoformat() for each in choices)
     raise PydanticCustomError(
         "local_time",
         "{wall} " + words,

@@ -35,7 +35,7 @@ _Number = Annotated[int, Query(ge=1, le=_TIMES_MAX, description="How many times 
     operation_id="previewTask",
     summary="Tell when a task would run",
     response_model=Preview,
-    responses=problems(400, 413, 415, 422, 503),
+    responses=problems(400, 413, 415, 422, 500, 503),
 )
 async def preview_task(wanted: TaskCreate, services: ServicesDep, n: _Number = 5) -> Preview:
     """Tell when a task would run, if it were posted, and what is worth knowing. Nothing is stored.

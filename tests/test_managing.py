@@ -1,0 +1,327 @@
+"""What a person does to a task that is not running: change it, pause it, have it run now."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from job_scheduler.core.handlers.registry import HandlerRegistry
+from tests.support.app import (
+    Backend,
+    assert_problem,
+    finished,
+    later,
+    parse_time,
+    post,
+    running,
+)
+from tests.support.services import wait_until
+
+MISSING = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
+FUTURE = "2031-07-01T12:00:00Z"
+
+
+def shown(client: Any, task_id: str) -> dict[str, Any]:
+    """A task as it stands."""
+    return dict(client.get(f"/tasks/{task_id}").json())
+
+
+def changed(client: Any, task_id: str, change: dict[str, Any], **headers: str) -> dict[str, Any]:
+    """Change a task."""
+    response = client.patch(f"/tasks/{task_id}", json=change, headers=headers)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+# ------------------------------------------------------------------- pause and resume
+
+
+def test_paused_task_does_not_start_until_it_is_resumed(backend: Backend) -> None:
+    with running(backend) as client:
+        task_id = post(client, run_at=FUTURE)["task_id"]
+        for _ in range(2):
+            assert client.post(f"/tasks/{task_id}/pause").json()["status"] == "paused"
+        client.patch(f"/tasks/{task_id}", json={"run_at": later(-1).replace(" ", "T")})
+        other = post(client, run_at=later(0))["task_id"]
+        finished(client, other)
+        assert shown(client, task_id)["status"] == "paused"
+        assert client.post(f"/tasks/{task_id}/resume").json()["status"] == "scheduled"
+        assert finished(client, task_id)["status"] == "done"
+
+
+def test_resuming_what_is_scheduled_changes_nothing(store: Backend) -> None:
+    with running(store) as client:
+        task = post(client, run_at=FUTURE)
+        assert client.post(f"/tasks/{task['task_id']}/resume").json() == task
+
+
+def test_resumed_task_goes_on_with_the_next_of_its_times(store: Backend) -> None:
+    with running(store) as client:
+        task_id = store.insert_task(
+            run_at=later(-5400), status="paused", recurrence='{"interval_seconds": 3600}'
+        )
+        over = store.insert_task(
+            run_at=later(-5400),
+            status="paused",
+            recurrence='{"interval_seconds": 3600, "end_at": "2020-01-01T00:00:00+00:00"}',
+        )
+        odd = store.insert_task(run_at=later(-5400), status="paused", recurrence='{"odd": 1}')
+        ahead = store.insert_task(
+            run_at=later(5400), status="paused", recurrence='{"interval_seconds": 3600}'
+        )
+        before = shown(client, task_id)
+        task = client.post(f"/tasks/{task_id}/resume").json()
+        moved = parse_time(task["run_at"]) - parse_time(before["run_at"])
+        assert moved.total_seconds() == 7200
+        assert (
+            client.post(f"/tasks/{ahead}/resume").json()["run_at"] == shown(client, ahead)["run_at"]
+        )
+        for one in (over, odd):
+            client.post(f"/tasks/{one}/resume")
+            assert finished(client, one)["status"] == "done"
+
+
+@pytest.mark.parametrize("status", ["scheduled", "paused"])
+def test_paused_task_can_be_cancelled_or_removed(store: Backend, status: str) -> None:
+    with running(store) as client:
+        one, other = (store.insert_task(status=status, run_at=later(3600)) for _ in range(2))
+        assert client.post(f"/tasks/{one}/cancel").json()["status"] == "cancelled"
+        assert client.delete(f"/tasks/{other}").status_code == 200
+        assert client.get(f"/tasks/{other}").status_code == 404
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "unknown", "cancelled", "running"])
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [("pause", "TASK_PAUSE_409"), ("resume", "TASK_RESUME_409"), ("run", "TASK_RUN_409")],
+)
+def test_it_is_too_late_when_a_task_has_begun(
+    store: Backend, status: str, action: str, code: str
+) -> None:
+    with running(store) as client:
+        instance_id = store.sql("SELECT instance_id FROM instances")[0]["instance_id"]
+        task_id = store.insert_task(status=status, instance_id=instance_id)
+        problem = assert_problem(client.post(f"/tasks/{task_id}/{action}"), 409, code)
+        assert f"is {status}" in problem["detail"]
+        assert_problem(client.patch(f"/tasks/{task_id}", json={}), 409, "TASK_CHANGE_409")
+        assert_problem(client.post(f"/tasks/{MISSING}/{action}"), 404, "TASK_404")
+
+
+# ----------------------------------------------------------------------------- run now
+
+
+@pytest.mark.parametrize("status", ["scheduled", "paused"])
+def test_task_is_run_now_and_keeps_its_time(backend: Backend, status: str) -> None:
+    with running(backend) as client:
+        task_id = post(client, run_at=FUTURE)["task_id"]
+        if status == "paused":
+            client.post(f"/tasks/{task_id}/pause")
+        answer = client.post(f"/tasks/{task_id}/run").json()
+        assert answer["status"] == "scheduled"
+        ended = finished(client, task_id)
+    assert (ended["status"], ended["run_at"]) == ("done", FUTURE)
+
+
+def test_task_that_was_missed_or_waits_for_a_repetition_is_run_now(store: Backend) -> None:
+    with running(store) as client:
+        missed = store.insert_task(run_at=later(-60), missed_at=later(-30))
+        waiting = store.insert_task(
+            run_at=later(-60), retry_at=later(3600), attempt=1, max_attempts=3
+        )
+        for task_id in (missed, waiting):
+            client.post(f"/tasks/{task_id}/run")
+            assert finished(client, task_id)["status"] == "done"
+
+
+def test_extra_run_of_a_recurring_task_is_a_task_of_its_own(store: Backend) -> None:
+    registry = HandlerRegistry()
+
+    @registry.task("probe")
+    async def probe(hours: int) -> int:
+        return hours
+
+    with running(store, registry) as client:
+        body = {"name": "probe", "cron": "@yearly", "payload": {"hours": 5}, "priority": 1}
+        task = client.post("/tasks", json=body).json()
+        extra = client.post(f"/tasks/{task['task_id']}/run").json()
+        ended = finished(client, extra["task_id"])
+        assert extra["task_id"] != task["task_id"]
+        assert (ended["result"], ended["caused_by"]) == (5, task["task_id"])
+        assert (ended["priority"], ended["recurrence"]) == (1, None)
+        assert shown(client, task["task_id"]) == task
+
+
+# ------------------------------------------------------------------------------ change
+
+
+def test_change_replaces_what_is_given_and_keeps_the_rest(store: Backend) -> None:
+    with running(store) as client:
+        body = {
+            "run_at": FUTURE,
+            "payload": {"a": 1},
+            "priority": 2,
+            "timeout": 30,
+            "retry_delay": [1, 2],
+            "on_done": {"url": "https://example.com/"},
+        }
+        task = post(client, **body)
+        after = changed(client, task["task_id"], {"payload": {"b": [2]}, "timeout": None})
+        kept = {"updated_at", "payload", "timeout"}
+        assert {k: v for k, v in after.items() if k not in kept} == {
+            k: v for k, v in task.items() if k not in kept
+        }
+        assert (after["payload"], after["timeout"]) == ({"b": [2]}, None)
+        assert parse_time(after["updated_at"]) >= parse_time(task["updated_at"])
+        assert shown(client, task["task_id"]) == after
+
+
+def test_task_moves_to_another_time(backend: Backend) -> None:
+    with running(backend) as client:
+        task_id = post(client, run_at=FUTURE)["task_id"]
+        changed(client, task_id, {"run_at": later(0.5).replace(" ", "T")})
+        assert finished(client, task_id)["status"] == "done"
+        soon = post(client, run_at=later(1))["task_id"]
+        changed(client, soon, {"run_at": FUTURE})
+        finished(client, post(client, run_at=later(1.2))["task_id"])
+        assert shown(client, soon)["status"] == "scheduled"
+
+
+def test_another_time_begins_anew_and_the_same_does_not(store: Backend) -> None:
+    with running(store) as client:
+        columns = {"retry_at": later(3600), "attempt": 2, "max_attempts": 5}
+        one = store.insert_task(run_at="2031-07-01 12:00:00.000000+00:00", **columns)
+        same = changed(client, one, {"priority": 1, "run_at": FUTURE})
+        assert (same["attempt"], same["retry_at"] is None) == (2, False)
+        moved = changed(client, one, {"run_at": "2031-07-01T13:00:00Z"})
+        assert (moved["attempt"], moved["retry_at"]) == (0, None)
+
+
+def test_task_becomes_recurring_and_again_one_that_runs_once(store: Backend) -> None:
+    with running(store) as client:
+        task_id = post(client, run_at=FUTURE)["task_id"]
+        weekly = {"cron": "0 9 * * MON", "start_at": FUTURE, "jitter_seconds": 60}
+        task = changed(client, task_id, {"run_at": None} | weekly)
+        assert (task["run_at"], task["run_count"]) == ("2031-07-07T09:00:00Z", 0)
+        assert task["retry_at"] >= task["run_at"]
+        priority = changed(client, task_id, {"priority": 3})
+        assert priority["retry_at"] == task["retry_at"]
+        daily = changed(client, task_id, {"cron": "@daily"})
+        assert (daily["run_at"], daily["recurrence"]["start_at"]) == (
+            "2031-07-02T00:00:00Z",
+            "2031-07-01T12:00:00+00:00",
+        )
+        once = dict.fromkeys(daily["recurrence"]) | {"run_at": FUTURE}
+        back = changed(client, task_id, once)
+        assert (back["run_at"], back["recurrence"], back["run_count"]) == (FUTURE, None, None)
+
+
+def test_change_that_cannot_be_is_refused_and_changes_nothing(store: Backend) -> None:
+    registry = HandlerRegistry()
+
+    @registry.task("probe")
+    async def probe(hours: int) -> None:
+        """Take an argument."""
+
+    with running(store, registry) as client:
+        task = post(client, run_at=FUTURE, payload={"hours": 1})
+        for change, code, field in (
+            ({"priority": 7}, "VALIDATION_422", "priority"),
+            ({"task_id": MISSING}, "VALIDATION_422", "task_id"),
+            ({"status": "done"}, "VALIDATION_422", "status"),
+            ({"run_at": None}, "VALIDATION_422", "run_at"),
+            ({"cron": "@daily"}, "VALIDATION_422", "run_at"),
+            ({"payload": {"hours": "x"}}, "PAYLOAD_422", "payload.hours"),
+            ({"name": None}, "VALIDATION_422", "name"),
+        ):
+            response = client.patch(f"/tasks/{task['task_id']}", json=change)
+            errors = assert_problem(response, 422, code)["errors"]
+            assert [error["field"] for error in errors] == [field]
+        for body in (b"[]", b"3", b'"x"'):
+            response = client.patch(
+                f"/tasks/{task['task_id']}",
+                content=body,
+                headers={"Content-Type": "application/json"},
+            )
+            assert_problem(response, 422, "VALIDATION_422")
+        assert shown(client, task["task_id"]) == task
+        missing = client.patch(f"/tasks/{MISSING}", json={})
+        assert_problem(missing, 404, "TASK_404")
+
+
+# ----------------------------------------------------------------------- lost updates
+
+
+def test_change_is_guarded_by_the_version_that_was_read(store: Backend) -> None:
+    with running(store) as client:
+        task_id = post(client, run_at=FUTURE)["task_id"]
+        path = f"/tasks/{task_id}"
+        read = client.get(path).headers["ETag"]
+        first = client.patch(path, json={"priority": 1}, headers={"If-Match": read})
+        assert first.status_code == 200
+        late = client.patch(path, json={"priority": 2}, headers={"If-Match": read})
+        assert_problem(late, 412, "TASK_412")
+        assert shown(client, task_id)["priority"] == 1
+        now = first.headers["ETag"]
+        assert client.get(path).headers["ETag"] == now
+        for given in (f'"x", {now}', "*"):
+            assert client.patch(path, json={}, headers={"If-Match": given}).status_code == 200
+            now = client.get(path).headers["ETag"]
+        for given in (f"W/{now}", '"x"', ""):
+            answer = client.patch(path, json={}, headers={"If-Match": given})
+            assert_problem(answer, 412, "TASK_412")
+
+
+def test_of_many_changes_at_once_none_is_lost(store: Backend) -> None:
+    with running(store) as client:
+        task_id = post(client, run_at=FUTURE, payload={"n": 0})["task_id"]
+
+        def add_one(_: int) -> None:
+            while True:
+                response = client.get(f"/tasks/{task_id}")
+                change = {"payload": {"n": response.json()["payload"]["n"] + 1}}
+                etag = {"If-Match": response.headers["ETag"]}
+                answer = client.patch(f"/tasks/{task_id}", json=change, headers=etag)
+                if answer.status_code == 200:
+                    return
+                assert answer.status_code == 412
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(add_one, range(12)))
+        assert shown(client, task_id)["payload"] == {"n": 12}
+
+
+def test_task_that_is_just_starting_is_changed_before_or_not_at_all(store: Backend) -> None:
+    registry = HandlerRegistry()
+    ran = []
+    gate = threading.Event()
+
+    @registry.task("probe")
+    async def probe(value: int) -> int:
+        ran.append(value)
+        await asyncio.sleep(0)
+        return value
+
+    with running(store, registry) as client:
+        for number in range(10):
+            task_id = post(client, run_at=later(0.05), payload={"value": -1})["task_id"]
+            gate.wait(0.045)
+            answer = client.patch(f"/tasks/{task_id}", json={"payload": {"value": number}})
+            result = finished(client, task_id)["result"]
+            assert answer.status_code in (200, 409)
+            assert result == (number if answer.status_code == 200 else -1)
+    assert len(ran) == 10
+
+
+def test_pause_wins_or_comes_too_late(store: Backend) -> None:
+    with running(store) as client:
+        for _ in range(10):
+            task_id = post(client, run_at=later(0.05))["task_id"]
+            threading.Event().wait(0.045)
+            answer = client.post(f"/tasks/{task_id}/pause")
+            if answer.status_code == 200:
+                assert shown(client, task_id)["status"] == "paused"
+            else:
+                assert answer.status_code == 409
+                wait_until(lambda task_id=task_id: shown(client, task_id)["status"] == "done")
