@@ -102,13 +102,10 @@ class Field:
         return frozenset(value % modulus for values in plain for value in values)
 
     @property
-    def specials(self) -> frozenset[tuple[int | None, str]]:
-        """The special entries: the weekday, Sunday being 0, or None, and what is said of it."""
-        return frozenset(
-            (term.values[0] % 7 if term.values else None, term.special)
-            for term in self.terms
-            if term.special
-        )
+    def specials(self) -> frozenset[tuple[int, str]]:
+        """The special entries: the weekday, Sunday being 0 (as days of a month have), and which."""
+        named = ((term.values, term.special) for term in self.terms if term.special)
+        return frozenset((values[0] % 7 if values else 0, special) for values, special in named)
 
     @property
     def everything(self) -> bool:

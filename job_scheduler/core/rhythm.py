@@ -98,7 +98,7 @@ class CronRhythm:
         walls = takewhile(lambda each: each < limit, self.cron.walls_after(wall))
         found = [self._first(walls, moment)]
         if second > moment:  # in the first pass of a fold: what was passed comes again
-            begin = _wall(_change(first, second, self.zone), self.zone)
+            begin = wall_at(offset_change(first, second, self.zone), self.zone)
             again = self.cron.walls_after(begin - _TICK)
             found.append(self._first(takewhile(lambda each: each <= wall, again), moment))
         return min((each for each in found if each is not None), default=None)
@@ -111,15 +111,15 @@ class CronRhythm:
         walls = takewhile(lambda each: each >= limit, self.cron.walls_before(wall + _TICK))
         found = [self._last(walls, moment)]
         if first < moment:  # in the second pass of a fold: the first one has been further
-            change = _change(first, second, self.zone)
-            end = _wall(change - _TICK, self.zone) + _TICK
+            change = offset_change(first, second, self.zone)
+            end = wall_at(change - _TICK, self.zone) + _TICK
             before = self.cron.walls_before(end)
             found.append(self._last(takewhile(lambda each: each > wall, before), moment))
         return max((each for each in found if each is not None), default=None)
 
     def _place(self, moment: datetime) -> tuple[datetime, datetime, datetime]:
         """Return what the clocks show, and when they do so first and last."""
-        wall = _wall(moment, self.zone)
+        wall = wall_at(moment, self.zone)
         instants = local_instants(wall, self.zone)
         return wall, instants[0], instants[-1]
 
@@ -148,24 +148,25 @@ class CronRhythm:
 def local_instants(wall: datetime, zone: ZoneInfo) -> list[datetime]:
     """Return when a zone's clocks show a local time: never, once or, in order, twice."""
     passes = {_instant(wall, zone, fold) for fold in (0, 1)}
-    return sorted(each for each in passes if _wall(each, zone) == wall)
+    return sorted(each for each in passes if wall_at(each, zone) == wall)
 
 
 def after_gap(wall: datetime, zone: ZoneInfo) -> datetime:
     """Return the first instant after the gap that a local time lies in."""
     # By the offset after the change the time comes too early to have it, and the other way round.
-    return _change(_instant(wall, zone, 1), _instant(wall, zone, 0), zone)
+    return offset_change(_instant(wall, zone, 1), _instant(wall, zone, 0), zone)
 
 
 def _instant(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
     return wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
 
 
-def _wall(instant: datetime, zone: ZoneInfo) -> datetime:
+def wall_at(instant: datetime, zone: ZoneInfo) -> datetime:
+    """Return the local time that a zone's clocks show at an instant."""
     return instant.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
-def _change(early: datetime, late: datetime, zone: ZoneInfo) -> datetime:
+def offset_change(early: datetime, late: datetime, zone: ZoneInfo) -> datetime:
     """Return when the offset of an instant ends, before a later one that has another."""
     begin = early.replace(microsecond=0)  # offsets change at full seconds
     offset = begin.astimezone(zone).utcoffset()
