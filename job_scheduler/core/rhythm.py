@@ -92,7 +92,9 @@ class CronRhythm:
 
     def first_after(self, moment: datetime) -> datetime | None:
         """Return the first occurrence after a moment, not at it; None: there never is one."""
-        moment = min(max(moment, _FIRST), _LAST)
+        if moment >= _LAST:
+            return None
+        moment = max(moment, _FIRST)
         wall, first, second = self._place(moment)
         limit = wall.replace(year=min(wall.year + _PATIENCE, _LAST.year), month=1, day=1)
         walls = takewhile(lambda each: each < limit, self.cron.walls_after(wall))
@@ -105,7 +107,9 @@ class CronRhythm:
 
     def last_until(self, moment: datetime) -> datetime | None:
         """Return the last occurrence at a moment or before; None: there never was one."""
-        moment = min(max(moment, _FIRST), _LAST)
+        if moment < _FIRST:
+            return None
+        moment = min(moment, _LAST)
         wall, first, second = self._place(moment)
         limit = wall.replace(year=max(wall.year - _PATIENCE, _FIRST.year), month=1, day=1)
         walls = takewhile(lambda each: each >= limit, self.cron.walls_before(wall + _TICK))
