@@ -126,9 +126,9 @@ def days_understood(text: str, day: date) -> bool:
     if " and on " in text:
         return any(days_understood(part, day) for part in text.split(" and on "))
     text, *months = re.split(r" (?:of|in) ", text)
-    if months and months[0] != "each month":
-        if MONTHS[day.month - 1] not in values(months[0], MONTHS):
-            return False
+    named = values(months[0], MONTHS) if months and months != ["each month"] else MONTHS
+    if MONTHS[day.month - 1] not in named:
+        return False
     return text in {"", "every day"} or any(day_understood(item, day) for item in items(text))
 
 
