@@ -73,7 +73,7 @@ def test_line_fires_when_its_author_would_say(line: str) -> None:
     assert list(islice(Cron.parse(line).walls_after(NEW_YEAR), len(expected))) == expected
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)  # a hundred days are looked at
 @given(LINES, st.dates(date(2000, 1, 1), date(2039, 1, 1)), st.data())
 def test_any_line_fires_at_the_minutes_that_match(
     line: str, day: date, data: st.DataObject
@@ -95,7 +95,7 @@ def test_any_line_fires_at_the_minutes_that_match(
     assert back == before[::-1] or (not before and back[0] < begin - 70 * DAY)
 
 
-@settings(deadline=None, max_examples=50)  # ten thousand days are looked at
+@settings(deadline=None, max_examples=40)  # ten thousand days are looked at
 @given(LINES)
 def test_line_is_refused_if_and_only_if_no_day_matches(line: str) -> None:
     # These years have every calendar that there is.

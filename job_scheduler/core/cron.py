@@ -42,6 +42,8 @@ class Cron:
 
     line: str
     """The line in one form: names in capitals, no blank or zero too many, no shorthand."""
+    spec: str
+    """The same with numbers for names, as cronsim reads it."""
     minute: Field
     hour: Field
     day: Field
@@ -57,7 +59,8 @@ class Cron:
         """
         words = _words(text)
         fields = [parse_field(word, unit) for word, unit in zip(words, UNITS, strict=True)]
-        cron = cls(" ".join(field.text for field in fields), *fields)
+        line = " ".join(field.text for field in fields)
+        cron = cls(line, " ".join(field.spec for field in fields), *fields)
         if not cron._has_days():
             raise InvalidCron(
                 f"{cron.line!r} never fires, since no year has such a day: day of month"
@@ -85,10 +88,8 @@ class Cron:
         return self._walls(wall, reverse=True)
 
     def _walls(self, wall: datetime, *, reverse: bool) -> Iterator[datetime]:
-        fields = (self.minute, self.hour, self.day, self.month, self.weekday)
-        spec = " ".join(",".join(term.spec for term in field.terms) for field in fields)
         try:
-            yield from CronSim(spec, wall, reverse)
+            yield from CronSim(self.spec, wall, reverse)
         except OverflowError:
             return  # beyond the years that Python counts
 

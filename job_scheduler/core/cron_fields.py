@@ -90,6 +90,11 @@ class Field:
         return ",".join(term.text for term in self.terms)
 
     @property
+    def spec(self) -> str:
+        """The same with numbers for names."""
+        return ",".join(term.spec for term in self.terms)
+
+    @property
     def starred(self) -> bool:
         """Whether it begins with a star, by which cron tells what is free from what is fixed."""
         return self.text.startswith("*")
