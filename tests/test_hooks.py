@@ -121,7 +121,8 @@ def test_crash_calls_for_the_hook_of_what_it_makes_of_the_task(
 
 def test_hook_of_a_task_that_expired_counts_no_attempt_that_never_was() -> None:
     now = datetime(2027, 7, 1, tzinfo=UTC)
-    run = Run("id", "token", "me", 2, 3, None, now, now, "probe", None, {"url": "u"})
+    hooks = (None, {"url": "u"})
+    run = Run("id", "token", "me", 2, 3, None, now, now, "probe", *hooks, now, None, None)
     hook = hook_of(run, decide(TooLate("expired"), 2, 3, None))
     assert hook is not None
     assert hook["body"]["data"]["attempt"] == 1

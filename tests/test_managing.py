@@ -17,7 +17,6 @@ from tests.support.app import (
     post,
     running,
 )
-from tests.support.services import wait_until
 
 MISSING = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 FUTURE = "2031-07-01T12:00:00Z"
@@ -190,8 +189,12 @@ def test_task_moves_to_another_time(backend: Backend) -> None:
 
 def test_another_time_begins_anew_and_the_same_does_not(store: Backend) -> None:
     with running(store) as client:
-        columns = {"retry_at": later(3600), "attempt": 2, "max_attempts": 5}
-        one = store.insert_task(run_at="2031-07-01 12:00:00.000000+00:00", **columns)
+        one = store.insert_task(
+            run_at="2031-07-01 12:00:00.000000+00:00",
+            retry_at=later(3600),
+            attempt=2,
+            max_attempts=5,
+        )
         same = changed(client, one, {"priority": 1, "run_at": FUTURE})
         assert (same["attempt"], same["retry_at"] is None) == (2, False)
         moved = changed(client, one, {"run_at": "2031-07-01T13:00:00Z"})
@@ -324,4 +327,4 @@ def test_pause_wins_or_comes_too_late(store: Backend) -> None:
                 assert shown(client, task_id)["status"] == "paused"
             else:
                 assert answer.status_code == 409
-                wait_until(lambda task_id=task_id: shown(client, task_id)["status"] == "done")
+                assert finished(client, task_id)["status"] == "done"

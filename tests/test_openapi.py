@@ -122,12 +122,11 @@ def filter_case(context, case):
 
 # Some cases are made to cover a schema, and are filtered by nobody.
 def mend(case):
-    changes = case.method.upper() == "PATCH"
     for task in tasks_of(case.body):
-        if changes and not can_be_changed(task):
+        if case.method.upper() == "PATCH" and not can_be_changed(task):
             task.clear()
-        elif not changes and not has_one_time(task):
-            for name in (*RECURRING, "timezone", "start_before"):
+        elif case.path in ("/tasks", "/tasks/batch", "/tasks/preview") and not can_be_taken(task):
+            for name in (*RECURRING, *OTHER_WORK, "timezone", "start_before", "max_running"):
                 task.pop(name, None)
             task["run_at"] = "2027-07-01T10:00:00Z"
 
@@ -155,9 +154,6 @@ def after_call(context, case, response):
 @schemathesis.hook
 def before_add_examples(context, examples):
     for case in examples:
-        for task in tasks_of(case.body):
-            for name in OTHER_WORK:
-                task.pop(name, None)
         mend(case)
         if not filter_case(context, case):
             del case.headers["Idempotency-Key"]

@@ -487,7 +487,7 @@ def test_diagram_shows_the_transitions_of_the_code() -> None:
     arrows = set(re.findall(r"^ +(\S+) --> (\S+)", diagram, re.MULTILINE))
     moves = {(former.value, state.value) for former in TRANSITIONS for state in TRANSITIONS[former]}
     final = {former.value for former, states in TRANSITIONS.items() if not states}
-    ends = {(state, "[*]") for state in {*final, "scheduled"}}
+    ends = {(state, "[*]") for state in {*final, "scheduled", "paused"}}
     assert arrows == moves | ends | {("[*]", "scheduled")}
 
 

@@ -248,5 +248,10 @@ def test_documentation_leads_from_a_new_task_to_its_runs() -> None:
         "runs": "listRuns",
         "cancel": "cancelTask",
         "delete": "deleteTask",
+        "next": "listTimes",
+        "change": "changeTask",
+        "pause": "pauseTask",
+        "resume": "resumeTask",
+        "run": "runTask",
     }
     assert {link["parameters"]["task_id"] for link in links.values()} == {"$response.body#/task_id"}

@@ -26,6 +26,8 @@ from job_scheduler.core.fields import Instant, Name, Runs, Seconds, local_time
 from job_scheduler.core.recurrence import Recurrence
 from job_scheduler.core.rhythm import UnknownZone, load_zone, local_instants
 
+_FIRST_DAY, _LAST_DAY = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 (local times)
+"""Beyond, zones may lead out of the years that are counted."""
 _ONE_OF = "Give exactly one of run_at, cron and interval_seconds."
 _OF_RECURRENCES = (
     *("start_at", "end_at", "max_runs", "jitter_seconds"),
@@ -198,6 +200,8 @@ def _instant_of(wall: datetime, zone: str) -> datetime:
         PydanticCustomError: there is none, or there are two; the text tells what to write instead.
     """
     place = load_zone(zone)
+    if not _FIRST_DAY < wall < _LAST_DAY:
+        raise PydanticCustomError("instant", "Too far away. Give it an offset.")
     found = local_instants(wall, place)
     if len(found) == 1:
         return found[0]
