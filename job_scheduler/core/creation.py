@@ -174,7 +174,7 @@ def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
     free = _NOT_COMPARED if task.wanted.max_attempts else _NOT_COMPARED | {"max_attempts"}
     return all(
         strict_json.same(asked.get(name), row[name])
-        if kind == "json"
+        if kind in ("json", "jsonb")
         else asked.get(name) == row[name]
         for name, kind in _MEMBERS.items()
         if name not in free
@@ -215,6 +215,7 @@ _MEMBERS = {
     "on_done": "json",
     "on_failed": "json",
     "expects_handler": "boolean",
+    "tags": "jsonb",
 }
 _MODELS = {"webhook", "on_done", "on_failed"}
 _NOT_COMPARED = {"task_id", "expects_handler"}

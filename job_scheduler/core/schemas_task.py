@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, WithJ
 from pydantic.config import JsonDict
 
 from job_scheduler.constants import OnCrash, TaskStatus
-from job_scheduler.core.fields import EXAMPLE_ID, RetryDelay, Uuid
+from job_scheduler.core.fields import EXAMPLE_ID, RetryDelay, Tags, Uuid
 
 _EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
@@ -41,6 +41,7 @@ _EXAMPLE_TASK: JsonDict = {
     "started_at": None,
     "finished_at": None,
     "missed_at": None,
+    "tags": None,
 }
 
 
@@ -120,3 +121,4 @@ class Task(BaseModel):
             "service was down: for good (RECOVER_PAST_TASKS=skip), or until it is released."
         ),
     ]
+    tags: Annotated[JsonValue, WithJsonSchema(TypeAdapter(Tags | None).json_schema())]
