@@ -173,15 +173,15 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _statements(connection: Connection) -> Iterator[list[tuple[str, Any]]]:
-    made: list[tuple[str, Any]] = []
+def collected(connection: Connection, made: list[tuple[str, Any]]) -> Iterator[None]:
+    """Collect the statements that are executed in the block, with their parameters."""
 
     def note(*arguments: Any) -> None:
         made.append((arguments[2], arguments[3]))
 
     event.listen(connection, "before_cursor_execute", note)
     try:
-        yield made
+        yield
     finally:
         event.remove(connection, "before_cursor_execute", note)
 
@@ -193,8 +193,9 @@ def look(connection: Connection, kind: Kind, now: datetime) -> Look:
         after = Place(now - timedelta(days=kind.begins), "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61")
     wanted = TaskFilter(**kind.wanted)
     for _ in range(2):
+        made: list[tuple[str, Any]] = []
         begin = time.perf_counter()
-        with _statements(connection) as made:
+        with collected(connection, made):
             page = list_tasks(connection, wanted, kind.sort, _LIMIT, after)
         seconds = time.perf_counter() - begin
     found = Look(len(page.rows), page.following is not None, seconds * 1000)

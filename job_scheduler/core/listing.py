@@ -34,6 +34,14 @@ from job_scheduler.core.models import DUE_WHERE, ENDED_WHERE, PUT_OFF_WHERE
 from job_scheduler.core.store import DUE_AT, SHOWN, TaskRow, tasks
 
 Conditions = Mapping[str, ColumnElement[bool]]
+_WAITS = "waits"
+_KNOWN = {
+    # Of PostgreSQL's indexes; those of SQLite know no more than their columns.
+    "postgresql": {
+        "list": frozenset({"status", "name", "q"}),
+        "ended": frozenset({"name", "q"}),
+    }
+}
 _ENDED = {TaskStatus.Failed, TaskStatus.Unknown, TaskStatus.Cancelled}
 
 
@@ -57,22 +65,37 @@ class Bounds:
     """How much is looked at for one page."""
 
     walked: int = 200_000
-    """Rows along an index, of which a filter leaves some."""
+    """Entries of an index that knows all that is asked for."""
+    fetched: int = 50_000
+    """Tasks along an index that have to be fetched to be looked at."""
     sorted: int = 10_000
-    """Rows that are read for one filter, and then put in order."""
+    """Tasks that are read for one filter, and then put in order; and those of which most fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
     """A way to some of the tasks: the conditions that lead into its index, and those left over.
 
-    `moment` is what the index goes by; those that are not `ordered` come in no order.
+    `moment` is what the index goes by; those that are not `ordered` come in no order. The left over
+    conditions that are `known` to the index are looked at there.
     """
 
     into: Sequence[ColumnElement[bool]]
-    left_over: Sequence[ColumnElement[bool]]
+    left_over: Conditions
     moment: ColumnElement[Any]
     ordered: bool = True
+    known: frozenset[str] = frozenset()
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it has to end somewhere, since it may lead past many tasks that do not fit."""
+        return self.ordered and bool(self.left_over)
+
+    def length(self, bounds: Bounds) -> int:
+        """Return after how many tasks it ends."""
+        if self.left_over.keys() <= self.known:
+            return bounds.walked
+        return bounds.sorted if self.left_over.keys() == {_WAITS} else bounds.fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +142,10 @@ def list_tasks(
     order = _Order(sort.removeprefix("-"), sort.startswith("-"))
     dialect = connection.dialect.name
     left_over = conditions(wanted, dialect, hidden=True)
-    walks = _walks(wanted, left_over, order)
+    walks = _walks(wanted, left_over, order, _KNOWN.get(dialect, {}))
     listing = _Listing(wanted, order, after)
     edge = None
-    if ends := [walk for walk in walks if walk.left_over and walk.ordered]:
+    if ends := [walk for walk in walks if walk.has_end]:
         sets = _sets(wanted, conditions(wanted, dialect), order, dialect)
         survey = connection.execute(listing.survey(ends, sets, bounds)).one()._mapping
         sizes = {name: survey[name] for name in sets if survey[name] <= bounds.sorted}
@@ -139,36 +162,42 @@ def list_tasks(
     return Page(rows, Place(rows[-1][order.column], rows[-1]["task_id"]))
 
 
-def _walks(wanted: TaskFilter, found: Conditions, order: _Order) -> list[_Walk]:
+def _walks(
+    wanted: TaskFilter, found: Conditions, order: _Order, known: Mapping[str, frozenset[str]]
+) -> list[_Walk]:
     """Return walks that lead to all tasks that are wanted, to each by one of them."""
     moment = tasks.c[order.column]
-    if order.column == "run_at" and wanted.key:
+    if order.column != "run_at":
+        return [_Walk([], _without(found, order.column), moment)]
+    if wanted.key:
         left_over = _without(found, "key", "run_at")
-        return [
-            _Walk([tasks.c.concurrency_key == key], left_over, moment)
-            for key in dict.fromkeys(wanted.key)
-        ]
-    if order.column == "run_at" and wanted.status and TaskStatus.Done not in wanted.status:
+        keys = dict.fromkeys(wanted.key)
+        return [_Walk([tasks.c.concurrency_key == key], left_over, moment) for key in keys]
+    if wanted.status and TaskStatus.Done not in wanted.status:
         left_over = _without(found, "status", "run_at")
-        return [walk for status in dict.fromkeys(wanted.status) for walk in _of(status, left_over)]
-    into = [moment.is_not(None)] if order.column == "finished_at" else []
-    return [_Walk(into, _without(found, order.column), moment)]
+        ended = known.get("ended", frozenset())
+        statuses = dict.fromkeys(wanted.status)
+        return [walk for status in statuses for walk in _of(status, left_over, ended)]
+    known_here = known.get("list", frozenset())
+    return [_Walk([], _without(found, "run_at"), moment, known=known_here)]
 
 
-def _of(status: TaskStatus, left_over: list[ColumnElement[bool]]) -> list[_Walk]:
+def _of(status: TaskStatus, left_over: Conditions, known: frozenset[str]) -> list[_Walk]:
     """Return the walks of a status by run_at. (Literals: a partial index is chosen by them.)"""
     match status:
         case TaskStatus.Scheduled:
             # What simply waits stands by run_at in the index of what is due.
-            waits = _Walk([_literal(DUE_WHERE)], [*left_over, tasks.c.retry_at.is_(None)], DUE_AT)
-            return [waits, _Walk([_literal(PUT_OFF_WHERE)], left_over, tasks.c.run_at)]
-        case TaskStatus.Running:
+            waits = {**left_over, _WAITS: tasks.c.retry_at.is_(None)}
             return [
-                _Walk([_literal("status = 'running'")], left_over, tasks.c.run_at, ordered=False)
+                _Walk([_literal(DUE_WHERE)], waits, DUE_AT),
+                _Walk([_literal(PUT_OFF_WHERE)], left_over, tasks.c.run_at),
             ]
+        case TaskStatus.Running:
+            into = [_literal("status = 'running'")]
+            return [_Walk(into, left_over, tasks.c.run_at, ordered=False)]
         case _:
             into = [_literal(f"status = '{status.value}'"), _literal(ENDED_WHERE)]
-            return [_Walk(into, left_over, tasks.c.run_at)]
+            return [_Walk(into, left_over, tasks.c.run_at, known=known)]
 
 
 def _sets(wanted: TaskFilter, found: Conditions, order: _Order, dialect: str) -> Conditions:
@@ -188,8 +217,8 @@ def _sets(wanted: TaskFilter, found: Conditions, order: _Order, dialect: str) ->
     return sets
 
 
-def _without(found: Conditions, *names: str) -> list[ColumnElement[bool]]:
-    return [condition for name, condition in found.items() if name not in names]
+def _without(found: Conditions, *names: str) -> Conditions:
+    return {name: condition for name, condition in found.items() if name not in names}
 
 
 def _literal(condition: str) -> ColumnElement[bool]:
@@ -211,14 +240,14 @@ class _Listing:
         """
         counted = [
             select(func.count())
-            .select_from(select(1).where(one).limit(bounds.sorted + 1).subquery())
+            .select_from(select(tasks.c.task_id).where(one).limit(bounds.sorted + 1).subquery())
             .scalar_subquery()
             .label(name)
             for name, one in sets.items()
         ]
         sizes = select(literal_column("1").label("one"), *counted).cte("sizes")
         large = [select(sizes.c[name]).scalar_subquery() > bounds.sorted for name in sets]
-        furthest = [self._end(walk, large, bounds.walked // len(ends)) for walk in ends]
+        furthest = [self._end(walk, large, walk.length(bounds) // len(ends)) for walk in ends]
         parts = union_all(*(select(part.subquery()) for part in furthest)).subquery()
         edge = (
             select(parts).order_by(*self.order.by(parts.c.moment, parts.c.task_id)).limit(1)
@@ -246,7 +275,7 @@ class _Listing:
         return select(whole).order_by(*ordered).limit(limit)
 
     def _part(self, walk: _Walk, edge: Place | None, limit: int) -> Select[Any]:
-        part = select(*SHOWN).where(*walk.into, *walk.left_over, *self._span(walk.moment))
+        part = select(*SHOWN).where(*walk.into, *walk.left_over.values(), *self._span(walk.moment))
         if edge is not None:
             part = part.where(self.order.up_to(walk.moment, edge))
         if not walk.ordered:
@@ -262,4 +291,6 @@ class _Listing:
     def _span(self, moment: ColumnElement[Any]) -> list[ColumnElement[bool]]:
         """Return the conditions on the moments of this page and all that follow."""
         span = within(moment, self.wanted, self.order.column)
+        if self.order.column == "finished_at":
+            span.append(moment.is_not(None))
         return span if self.after is None else [*span, self.order.after(moment, self.after)]

@@ -224,6 +224,7 @@ class ScheduledTask(Base):
         Index(
             "ix_scheduled_tasks_ended",
             *("status", "run_at", "task_id"),
+            postgresql_include=["name"],
             postgresql_where=text(ENDED_WHERE),
             sqlite_where=text(ENDED_WHERE),
         ),

@@ -1,6 +1,7 @@
 """The shape of a request for a list: which tasks, in which order, and how many."""
 
 import re
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,7 +22,7 @@ from job_scheduler.constants import (
     Sort,
     TaskStatus,
 )
-from job_scheduler.core.fields import REMEDIES, Instant, Name, Tag, parse_instant
+from job_scheduler.core.fields import REMEDIES, Name, Tag, parse_instant
 
 
 def _decimal(value: object) -> object:
@@ -65,7 +66,7 @@ def _each_a(kind: Any) -> BeforeValidator:
 
 
 _Moment = Annotated[
-    Instant | None,
+    datetime | None,
     BeforeValidator(_instant),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]

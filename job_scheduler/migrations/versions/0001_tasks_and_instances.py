@@ -229,16 +229,17 @@ def upgrade() -> None:
 def _create_list_indexes(dialect: str) -> None:
     """Create what serves the further orders and filters of the list."""
     op.create_index("ix_scheduled_tasks_created", "scheduled_tasks", ["created_at", "task_id"])
-    for name, columns, condition in (
-        ("finished", ["finished_at", "task_id"], _FINISHED),
-        ("ended", ["status", "run_at", "task_id"], _ENDED),
-        ("put_off", ["run_at", "task_id"], _PUT_OFF),
-        ("key", ["concurrency_key", "run_at", "task_id"], _KEYED),
+    for name, columns, include, condition in (
+        ("finished", ["finished_at", "task_id"], [], _FINISHED),
+        ("ended", ["status", "run_at", "task_id"], ["name"], _ENDED),
+        ("put_off", ["run_at", "task_id"], [], _PUT_OFF),
+        ("key", ["concurrency_key", "run_at", "task_id"], [], _KEYED),
     ):
         op.create_index(
             f"ix_scheduled_tasks_{name}",
             "scheduled_tasks",
             columns,
+            postgresql_include=include,
             postgresql_where=condition,
             sqlite_where=condition,
         )
