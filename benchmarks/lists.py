@@ -69,6 +69,12 @@ class Kind:
     sort: Sort = Sort.RunAt
     begins: float | None = None
 
+    def place(self, now: datetime) -> Place | None:
+        """Return where its page begins; None: at the front."""
+        if self.begins is None:
+            return None
+        return Place(now - timedelta(days=self.begins), "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61")
+
     def __str__(self) -> str:
         words = [f"{name}={_shown(value)}" for name, value in self.wanted.items()]
         words += [f"sort={self.sort.value}"] if self.sort is not Sort.RunAt else []
@@ -188,9 +194,7 @@ def collected(connection: Connection, made: list[tuple[str, Any]]) -> Iterator[N
 
 def look(connection: Connection, kind: Kind, now: datetime) -> Look:
     """Make a list, the second time with its pages in memory, and explain its statements."""
-    after = None
-    if kind.begins is not None:
-        after = Place(now - timedelta(days=kind.begins), "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61")
+    after = kind.place(now)
     wanted = TaskFilter(**kind.wanted)
     for _ in range(2):
         made: list[tuple[str, Any]] = []

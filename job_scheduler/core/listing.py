@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Select,
@@ -108,7 +109,12 @@ class _Order:
     def after(self, moment: ColumnElement[Any], place: Place) -> ColumnElement[bool]:
         """Return the condition for what comes after a place."""
         here, there = _tuples(moment, place)
-        return here < there if self.descending else here > there
+        beyond = here < there if self.descending else here > there
+        if isinstance(moment, Column):
+            return beyond
+        # By an expression SQLite seeks only so.
+        seek = moment <= place.moment if self.descending else moment >= place.moment
+        return and_(seek, beyond)
 
     def up_to(self, moment: ColumnElement[Any], place: Place) -> ColumnElement[bool]:
         """Return the condition for what comes up to a place, that itself included."""
