@@ -58,6 +58,7 @@ def enqueue(
     command: Sequence[str] | None = None,
     on_done: Mapping[str, Any] | None = None,
     on_failed: Mapping[str, Any] | None = None,
+    tags: Sequence[str] | None = None,
     notify: bool = True,
 ) -> str:
     """Insert a task in the transaction of `session`, and return its id; nothing is committed.
@@ -96,6 +97,7 @@ def enqueue(
             "command": list(command) if isinstance(command, tuple) else command,
             "on_done": _document("on_done", on_done),
             "on_failed": _document("on_failed", on_failed),
+            "tags": list(tags) if isinstance(tags, tuple) else tags,
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
     )

@@ -199,6 +199,11 @@ RUNNING_MAX = 10_000
 NAME_MAX_LENGTH = 255
 """Characters in a task's name, at most."""
 
+TAGS_MAX = 20
+"""Tags of a task, at most."""
+TAG_MAX_LENGTH = 64
+"""Characters in each of them, at most."""
+
 BODY_MAX_BYTES = 1024 * 1024
 """Bytes in a request's body, at most."""
 
@@ -225,3 +230,16 @@ COMMAND_PART_MAX_LENGTH = 4_096
 
 LIST_DEFAULT_LIMIT = 1_000
 LIST_MAX_LIMIT = 10_000
+LIST_MAX_VALUES = 20
+"""Values of one filter of a list, at most."""
+
+
+class Sort(StrEnum):
+    """What a list goes by; with a minus, the last comes first. Of one instant, the ids decide."""
+
+    RunAt = "run_at"
+    LatestRunAt = "-run_at"
+    CreatedAt = "created_at"
+    LatestCreatedAt = "-created_at"
+    FinishedAt = "finished_at"
+    LatestFinishedAt = "-finished_at"

@@ -99,6 +99,7 @@ def test_row_is_what_post_would_have_made(store: Backend, engine: Engine, kind: 
         "max_running": 3,
         "on_done": {"url": "https://example.com/done", "headers": {"X-A": "b"}},
         "on_failed": {"url": "https://example.com/failed"},
+        "tags": ["billing", "é"],
     }
     if kind == "connection":
         with engine.begin() as connection:

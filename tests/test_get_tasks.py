@@ -216,7 +216,7 @@ def test_unusable_queries_are_refused_with_a_remedy(
         "limit=all": ("limit", "from 1 to 10000"),
         "limit=true": ("limit", "from 1 to 10000"),
         "limit=1&limit=2": ("limit", "given 2 times. Keep one"),
-        "name=a&name=b&name=c": ("name", "given 3 times. Keep one"),
+        "cursor=a&cursor=b&cursor=c": ("cursor", "given 3 times. Keep one"),
         "status=": ("status", "'done', 'failed', 'unknown' or 'cancelled'"),
         "status=Scheduled": ("status", "'done', 'failed', 'unknown' or 'cancelled'"),
         "status=canceled": ("status", "'done', 'failed', 'unknown' or 'cancelled'"),
@@ -230,13 +230,13 @@ def test_unusable_queries_are_refused_with_a_remedy(
         "cursor=AAAA": ("cursor", "Take it from the Link header"),
         "cursor=A": ("cursor", "Take it from the Link header"),
         "cursor=%C3%A9": ("cursor", "Take it from the Link header"),
-        # tomorrow|01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61
-        "cursor=dG9tb3Jyb3d8MDE5ODBkMmEtNmMxZS03YzNhLTlmNTctM2YwZjRjMWYyYTYx": (
+        # 0123456789ab|tomorrow|01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61
+        "cursor=MDEyMzQ1Njc4OWFifHRvbW9ycm93fDAxOTgwZDJhLTZjMWUtN2MzYS05ZjU3LTNmMGY0YzFmMmE2MQ": (
             "cursor",
             "Take it from the Link header",
         ),
-        # 2031-07-01T12:00:00Z|nonsense
-        "cursor=MjAzMS0wNy0wMVQxMjowMDowMFp8bm9uc2Vuc2U": (
+        # 0123456789ab|2031-07-01T12:00:00Z|nonsense
+        "cursor=MDEyMzQ1Njc4OWFifDIwMzEtMDctMDFUMTI6MDA6MDBafG5vbnNlbnNl": (
             "cursor",
             "Take it from the Link header",
         ),

@@ -107,7 +107,13 @@ def test_migrations_make_what_the_models_say(empty: Backend) -> None:
 @pytest.mark.filterwarnings("ignore:.*expression-based index")
 def test_alembic_finds_no_difference(store: Backend) -> None:
     with store.database() as database, database.writing() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": False})
+        # Alembic does not ask an index whether it is one of this database.
+        others = {"ix_scheduled_tasks_tags"} if store.dialect == "sqlite" else set()
+        options = {
+            "compare_server_default": False,
+            "include_object": lambda _, name, *_others: name not in others,
+        }
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
 
 

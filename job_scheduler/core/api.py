@@ -3,7 +3,8 @@
 import base64
 import logging
 from collections import Counter
-from datetime import datetime
+from dataclasses import fields
+from hashlib import blake2s
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
@@ -12,11 +13,14 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
-from job_scheduler.constants import LIST_MAX_LIMIT, TaskStatus
-from job_scheduler.core import idempotency, store
+from job_scheduler.constants import LIST_MAX_LIMIT, Sort, TaskStatus
+from job_scheduler.core import idempotency, listing, store
 from job_scheduler.core.changes import version_of
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
-from job_scheduler.core.schemas import ListQuery, Message, TaskCreate
+from job_scheduler.core.filters import TaskFilter
+from job_scheduler.core.listing import Place
+from job_scheduler.core.schemas import Message, TaskCreate
+from job_scheduler.core.schemas_list import ListQuery
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep, services_of
@@ -38,6 +42,9 @@ _logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
+_FILTERS = {member.name for member in fields(TaskFilter)}
+_SEVERAL = {"status", "name", "tag", "key"}
+"""Parameters that may be repeated."""
 _LINKS = {
     "show": "showTask",
     "runs": "listRuns",
@@ -160,21 +167,26 @@ async def list_tasks(
     response: Response,
     services: ServicesDep,
 ) -> list[TaskRow]:
-    """List tasks, scheduled and completed, by run_at.
+    """List tasks, scheduled and completed, by run_at or as `sort` says.
 
-    The Link header leads to the next page. Pages stay right while tasks come and go.
+    Filters narrow it down; a task must meet them all. For several values of `status`, `name`, `key`
+    or `tag` repeat the parameter: `status=failed&status=unknown`. Ranges begin with `…_after`, and
+    end before `…_before`.
+
+    The Link header leads to the next page: the list is complete when there is none. Pages stay
+    right while tasks come and go. For one page a bounded number of tasks is looked at, so that
+    among millions a page may hold fewer than `limit` tasks, or none, and lead on all the same.
     """
     _refuse_repetition(request)
-    after = None if query.cursor is None else _parse_cursor(query.cursor)
-    rows = await services.database.read(
-        store.list_tasks, query.limit + 1, after, query.status, query.name
-    )
-    if len(rows) > query.limit:
-        rows.pop()
-        following = query.model_dump(mode="json", exclude_none=True)
-        following["cursor"] = _cursor(rows[-1])
-        response.headers["Link"] = f'<{request.url.path}?{urlencode(following)}>; rel="next"'
-    return rows
+    wanted = TaskFilter(**query.model_dump(include=_FILTERS))
+    after = None if query.cursor is None else _parse_cursor(query.cursor, wanted, query.sort)
+    page = await services.database.read(listing.list_tasks, wanted, query.sort, query.limit, after)
+    if page.following is not None:
+        following = query.model_dump(mode="json", exclude_defaults=True)
+        following["cursor"] = _cursor(page.following, wanted, query.sort)
+        parameters = urlencode(following, doseq=True)
+        response.headers["Link"] = f'<{request.url.path}?{parameters}>; rel="next"'
+    return page.rows
 
 
 @router.get(
@@ -215,27 +227,33 @@ async def delete_task(task_id: TaskIdDep, services: ServicesDep) -> Message:
 
 
 def _refuse_repetition(request: Request) -> None:
-    """Refuse a parameter that is given twice: FastAPI would quietly take the last."""
+    """Refuse a parameter that is given twice and takes one value: FastAPI would take the last."""
     times = Counter(name for name, _ in request.query_params.multi_items())
-    for name, number in times.most_common(1):
-        if number > 1:
+    for name, number in times.items():
+        if number > 1 and name not in _SEVERAL:
             raise InvalidField("query", name, f"{name} is given {number} times. Keep one of them.")
 
 
-def _cursor(row: TaskRow) -> str:
-    place = f"{row['run_at'].isoformat()}|{row['task_id']}"
-    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+def _cursor(place: Place, wanted: TaskFilter, sort: Sort) -> str:
+    parts = (_mark(wanted, sort), place.moment.isoformat(), place.task_id)
+    return base64.urlsafe_b64encode("|".join(parts).encode()).decode().rstrip("=")
 
 
-def _parse_cursor(cursor: str) -> tuple[datetime, str]:
+def _parse_cursor(cursor: str, wanted: TaskFilter, sort: Sort) -> Place:
+    remedy = "Not a cursor of ours. Take it from the Link header, or leave it out."
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        run_at, _, task_id = base64.b64decode(padded, b"-_", validate=True).decode().partition("|")
-        canonical = parse_uuid(task_id)
-        if canonical is not None:
-            return parse_instant(run_at), canonical
+        mark, moment, task_id = base64.b64decode(padded, b"-_", validate=True).decode().split("|")
+        place = Place(parse_instant(moment), parse_uuid(task_id) or "")
+        if mark == _mark(wanted, sort) and place.task_id:
+            return place
+        if place.task_id:
+            remedy = "It belongs to other filters, or another sort. Begin this list without it."
     except ValueError:
         pass
-    raise InvalidField(
-        "query", "cursor", "Not a cursor of ours. Take it from the Link header, or leave it out."
-    )
+    raise InvalidField("query", "cursor", remedy)
+
+
+def _mark(wanted: TaskFilter, sort: Sort) -> str:
+    """Return a few letters by which a cursor shows which list it belongs to."""
+    return blake2s(repr((wanted, sort)).encode(), digest_size=6).hexdigest()

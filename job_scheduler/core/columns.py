@@ -125,3 +125,5 @@ def _compile_uuid_sqlite(_element: object, _compiler: SQLCompiler, **_: Any) -> 
 
 UUID_TYPE = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 JSON_TYPE = JSON(none_as_null=True).with_variant(JsonText(), "sqlite")
+TAGS_TYPE = JSON_TYPE.with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+"""On PostgreSQL it can be indexed."""

@@ -201,7 +201,7 @@ def _is_as_wanted(row: TaskRow, task: NewTask) -> bool:
         free |= {"run_at"}  # It has moved on, perhaps.
     return all(
         strict_json.same(asked.get(name), row[name])
-        if kind == "json"
+        if kind in ("json", "jsonb")
         else asked.get(name) == row[name]
         for name, kind in (_MEMBERS | {"recurrence": "json"}).items()
         if name not in free
@@ -235,6 +235,7 @@ _MEMBERS = {
     "on_done": "json",
     "on_failed": "json",
     "expects_handler": "boolean",
+    "tags": "jsonb",
 }
 _OF_RECURRING = {"recurrence": "json", "run_count": "integer", "retry_at": "timestamptz"}
 """What only the statement for recurring tasks is given, too."""

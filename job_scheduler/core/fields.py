@@ -18,6 +18,8 @@ from job_scheduler.constants import (
     RUNNING_MAX,
     RUNS_MAX,
     SECONDS_MAX,
+    TAG_MAX_LENGTH,
+    TAGS_MAX,
 )
 from job_scheduler.identifiers import parse_uuid
 
@@ -150,6 +152,42 @@ def _is_delay(value: object) -> bool:
 RetryDelay = Annotated[
     Seconds | Annotated[list[Seconds], Field(min_length=1, max_length=MAX_ATTEMPTS_LIMIT)],
     BeforeValidator(parse_retry_delay),
+]
+
+
+def parse_tags(value: object) -> object:
+    """Return `value`, the tags of a task, as it is.
+
+    Raises:
+        PydanticCustomError: it is something else, too many, or one of them twice.
+    """
+    if not (
+        isinstance(value, list)
+        and len(value) <= TAGS_MAX
+        and all(isinstance(tag, str) and 1 <= len(tag) <= TAG_MAX_LENGTH for tag in value)
+        and len(set(value)) == len(value)
+    ):
+        raise PydanticCustomError(
+            "tags",
+            f"Must be a JSON array of up to {TAGS_MAX} different texts of 1 to {TAG_MAX_LENGTH} "
+            "characters.",
+        )
+    return value
+
+
+Tag = Annotated[
+    str,
+    Field(
+        strict=True,
+        min_length=1,
+        max_length=TAG_MAX_LENGTH,
+        pattern=r"^[^\x00]*[^\s\x00][^\x00]*$",
+    ),
+]
+Tags = Annotated[
+    list[Tag],
+    BeforeValidator(parse_tags),
+    Field(max_length=TAGS_MAX, json_schema_extra={"uniqueItems": True}),
 ]
 
 _UUID_SCHEMA = {"type": "string", "format": "uuid"}

@@ -24,7 +24,7 @@ COPIED = [
     for name in (
         *("name", "payload", "webhook", "command", "expects_handler", "timeout"),
         *("max_attempts", "on_crash", "retry_delay", "retry_max_delay"),
-        *("on_done", "on_failed", "priority", "concurrency_key", "max_running"),
+        *("on_done", "on_failed", "priority", "concurrency_key", "max_running", "tags"),
     )
 ]
 """What an extra run of a recurring task, which is a task of its own, has of it."""

@@ -1,5 +1,6 @@
 """The statements that run again what has failed: one task, or many at a bounded rate."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, func, literal_column, select, 
 
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.columns import database_now, later_sql
+from job_scheduler.core.filters import TaskFilter, conditions
 from job_scheduler.core.schemas_replay import Replay
 from job_scheduler.core.store import SHOWN, TaskRow, get_task, tasks
 from job_scheduler.exceptions import TaskNotRetryable
@@ -57,11 +59,12 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
 
     The longest finished come first. What another transaction holds locked is left out.
     """
+    failed = _conditions(wanted, connection.dialect.name)
     first = (tasks.c.finished_at, tasks.c.task_id)
     place = func.row_number().over(order_by=first) - 1
     chosen = (
         select(tasks.c.task_id, (place / rate).label("seconds"))
-        .where(*_conditions(wanted))
+        .where(*failed)
         .order_by(*first)
         .limit(wanted.limit)
         .cte("chosen")
@@ -70,7 +73,7 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
     locked = (
         select(tasks.c.task_id, chosen.c.seconds)
         .join_from(chosen, tasks, tasks.c.task_id == chosen.c.task_id)
-        .where(*_conditions(wanted))
+        .where(*failed)
         .order_by(tasks.c.task_id)
         .with_for_update(key_share=True, skip_locked=True, of=tasks)
         .cte("locked")
@@ -90,7 +93,8 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
 
 def count_retryable(connection: Connection, wanted: Replay) -> int:
     """Return how many tasks ``retry_tasks`` would schedule."""
-    found = select(tasks.c.task_id).where(*_conditions(wanted)).limit(wanted.limit).subquery()
+    failed = _conditions(wanted, connection.dialect.name)
+    found = select(tasks.c.task_id).where(*failed).limit(wanted.limit).subquery()
     return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
 
 
@@ -99,14 +103,11 @@ def _scheduled_for(due: ColumnElement[Any]) -> dict[str, Any]:
     return changes | {"status": "scheduled", "retry_at": due, "updated_at": database_now()}
 
 
-def _conditions(wanted: Replay) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [
-        tasks.c.status.in_([status.value for status in wanted.status])
-    ]
-    if wanted.name is not None:
-        conditions.append(tasks.c.name == wanted.name)
-    if wanted.finished_after is not None:
-        conditions.append(tasks.c.finished_at >= wanted.finished_after)
-    if wanted.finished_before is not None:
-        conditions.append(tasks.c.finished_at < wanted.finished_before)
-    return conditions
+def _conditions(wanted: Replay, dialect: str) -> Collection[ColumnElement[bool]]:
+    failed = TaskFilter(
+        status=[TaskStatus(status) for status in wanted.status],
+        name=[] if wanted.name is None else [wanted.name],
+        finished_after=wanted.finished_after,
+        finished_before=wanted.finished_before,
+    )
+    return conditions(failed, dialect).values()

@@ -1,12 +1,10 @@
-"""The shapes of requests about tasks: to schedule one or many, and to list them."""
+"""The shapes of requests to schedule tasks, one or many."""
 
-import re
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SkipValidation,
@@ -15,14 +13,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from job_scheduler.constants import (
-    BATCH_MAX_TASKS,
-    LIST_DEFAULT_LIMIT,
-    LIST_MAX_LIMIT,
-    NAME_MAX_LENGTH,
-    OnCrash,
-    TaskStatus,
-)
+from job_scheduler.constants import BATCH_MAX_TASKS, OnCrash
 from job_scheduler.core.fields import (
     EXAMPLE_ID,
     Attempts,
@@ -35,19 +26,11 @@ from job_scheduler.core.fields import (
     Priority,
     RetryDelay,
     Seconds,
+    Tags,
     Timeout,
 )
 from job_scheduler.core.schemas_webhook import Hook, Webhook
 from job_scheduler.core.schemas_when import When
-
-
-def _decimal(value: object) -> object:
-    # pydantic would take 1.0, 1_000 and " 5 " for numbers as well.
-    if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
-        raise PydanticCustomError(
-            "limit", f"Must be a whole number from 1 to {LIST_MAX_LIMIT}, in digits."
-        )
-    return value
 
 
 class TaskCreate(When):
@@ -166,6 +149,13 @@ class TaskCreate(When):
         Hook | None,
         Field(description="Likewise when it has failed, or its outcome is unknown."),
     ] = None
+    tags: Annotated[
+        Tags | None,
+        Field(
+            description="Words to find it by: `GET /tasks?tag=…`.",
+            examples=[["billing", "customer:4711"]],
+        ),
+    ] = None
     task_id: Annotated[
         GivenUuid | None,
         Field(
@@ -239,36 +229,6 @@ class TaskBatch(BaseModel):
             "order.",
         ),
     ]
-
-
-class ListQuery(BaseModel):
-    """Which tasks to list."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    status: Annotated[TaskStatus | None, Field(description="Only tasks with this status.")] = None
-    name: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=NAME_MAX_LENGTH,
-            pattern=r"^[^\x00]+$",
-            description="Only tasks with exactly this name.",
-        ),
-    ] = None
-    limit: Annotated[
-        int,
-        Field(ge=1, le=LIST_MAX_LIMIT, description="How many tasks to return, at most."),
-        BeforeValidator(_decimal),
-    ] = LIST_DEFAULT_LIMIT
-    cursor: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            description="Where to go on: taken from the Link header of the page before.",
-            json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
-        ),
-    ] = None
 
 
 class Message(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, WithJ
 from pydantic.config import JsonDict
 
 from job_scheduler.constants import OnCrash, TaskStatus
-from job_scheduler.core.fields import EXAMPLE_ID, RetryDelay, Uuid
+from job_scheduler.core.fields import EXAMPLE_ID, RetryDelay, Tags, Uuid
 
 _EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
@@ -44,6 +44,7 @@ _EXAMPLE_TASK: JsonDict = {
     "recurrence": None,
     "run_count": None,
     "last_status": None,
+    "tags": None,
 }
 
 
@@ -136,3 +137,4 @@ class Task(BaseModel):
         TaskStatus | None,
         Field(description="How its last run has ended, whose result is `result`."),
     ]
+    tags: Annotated[JsonValue, WithJsonSchema(TypeAdapter(Tags | None).json_schema())]

@@ -1,4 +1,4 @@
-"""The statements that list, show and cancel tasks, and find what is due.
+"""The statements that show and cancel tasks, and find what is due.
 
 Each function works inside the transaction of the connection that it is given.
 """
@@ -85,27 +85,6 @@ def get_task(connection: Connection, task_id: str) -> TaskRow:
     if row is None:
         raise TaskNotFound(task_id)
     return dict(row._mapping)
-
-
-def list_tasks(
-    connection: Connection,
-    limit: int,
-    after: tuple[datetime, str] | None,
-    status: TaskStatus | None,
-    name: str | None,
-) -> list[TaskRow]:
-    """Return up to `limit` tasks by (run_at, task_id), those that come after `after`."""
-    conditions: list[ColumnElement[bool]] = []
-    if after is not None:
-        conditions.append(tasks_after(after))
-    if status is not None:
-        conditions.append(tasks.c.status == status.value)
-    if name is not None:
-        conditions.append(tasks.c.name == name)
-    statement = (
-        select(*SHOWN).where(*conditions).order_by(tasks.c.run_at, tasks.c.task_id).limit(limit)
-    )
-    return [dict(row._mapping) for row in connection.execute(statement)]
 
 
 def tasks_after(place: tuple[datetime, str]) -> ColumnElement[bool]:

@@ -9,6 +9,7 @@ down_revision = None
 
 _uuid = sa.String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
 _json = sa.JSON().with_variant(sa.Text(), "sqlite")
+_tags = _json.with_variant(postgresql.JSONB(), "postgresql")
 _time = sa.DateTime(timezone=True)
 
 _NOW = {
@@ -26,6 +27,7 @@ _AUTOVACUUM = {
     "autovacuum_analyze_scale_factor": 0.05,
 }
 _JSON_TYPE = {"postgresql": "json_typeof", "sqlite": "json_type"}
+_JSONB_TYPE = {"postgresql": "jsonb_typeof", "sqlite": "json_type"}
 _DELAYS = {"postgresql": "'number', 'array'", "sqlite": "'integer', 'real', 'array'"}
 _UUID_7 = {
     "postgresql": (
@@ -47,6 +49,13 @@ _BLOCKED = sa.text("status = 'scheduled' AND blocked_by IS NOT NULL")
 _MISSED = sa.text("status = 'scheduled' AND missed_at IS NOT NULL")
 _RUNNING = sa.text("status = 'running'")
 _CANCELLING = sa.text("status = 'running' AND cancel_requested_at IS NOT NULL")
+_FINISHED = sa.text("finished_at IS NOT NULL")
+_ENDED = sa.text("status IN ('failed', 'unknown', 'cancelled')")
+_PUT_OFF = sa.text(
+    "status = 'scheduled' AND "
+    "(retry_at IS NOT NULL OR missed_at IS NOT NULL OR blocked_by IS NOT NULL)"
+)
+_KEYED = sa.text("concurrency_key IS NOT NULL")
 _STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
     " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
 )
@@ -100,6 +109,7 @@ def upgrade() -> None:
         sa.Column("recurrence", _json),
         sa.Column("run_count", sa.Integer),
         sa.Column("last_status", sa.Text),
+        sa.Column("tags", _tags),
         sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
         sa.CheckConstraint(
             "status IN ('scheduled', 'paused', 'running', 'done', 'failed', 'unknown', "
@@ -121,6 +131,9 @@ def upgrade() -> None:
         sa.CheckConstraint(
             f"{_JSON_TYPE[dialect]}(retry_delay) IN ({_DELAYS[dialect]})",
             name=op.f("ck_scheduled_tasks_retry_delay"),
+        ),
+        sa.CheckConstraint(
+            f"{_JSONB_TYPE[dialect]}(tags) = 'array'", name=op.f("ck_scheduled_tasks_tags")
         ),
         sa.CheckConstraint(
             "timeout > 0 AND timeout <= 31622400", name=op.f("ck_scheduled_tasks_timeout")
@@ -190,7 +203,13 @@ def upgrade() -> None:
         postgresql_where=_CANCELLING,
         sqlite_where=_CANCELLING,
     )
-    op.create_index("ix_scheduled_tasks_list", "scheduled_tasks", ["run_at", "task_id"])
+    op.create_index(
+        "ix_scheduled_tasks_list",
+        "scheduled_tasks",
+        ["run_at", "task_id"],
+        postgresql_include=["name", "status"],
+    )
+    _create_list_indexes(dialect)
     _create_runs(now)
     op.create_table(
         "instances",
@@ -209,6 +228,34 @@ def upgrade() -> None:
     )
     if dialect == "sqlite":
         _create_sqlite_triggers()
+
+
+def _create_list_indexes(dialect: str) -> None:
+    """Create what serves the further orders and filters of the list."""
+    op.create_index("ix_scheduled_tasks_created", "scheduled_tasks", ["created_at", "task_id"])
+    for name, columns, include, condition in (
+        ("finished", ["finished_at", "task_id"], [], _FINISHED),
+        ("ended", ["status", "run_at", "task_id"], ["name"], _ENDED),
+        ("put_off", ["run_at", "task_id"], [], _PUT_OFF),
+        ("key", ["concurrency_key", "run_at", "task_id"], [], _KEYED),
+    ):
+        op.create_index(
+            f"ix_scheduled_tasks_{name}",
+            "scheduled_tasks",
+            columns,
+            postgresql_include=include,
+            postgresql_where=condition,
+            sqlite_where=condition,
+        )
+    if dialect == "postgresql":
+        op.create_index(
+            "ix_scheduled_tasks_tags",
+            "scheduled_tasks",
+            ["tags"],
+            postgresql_using="gin",
+            postgresql_ops={"tags": "jsonb_path_ops"},
+            postgresql_where=sa.text("tags IS NOT NULL"),
+        )
 
 
 def _create_runs(now: sa.TextClause) -> None:
