@@ -96,7 +96,7 @@ def test_filter_by_several_statuses(store: Backend) -> None:
     with running(store) as client:
         instance_id = services_of(client).heartbeat.instance_id
         for status in ALL:
-            finished_at = None if status in ("scheduled", "running") else NOON
+            finished_at = None if status in ("scheduled", "paused", "running") else NOON
             store.insert_task(
                 status,
                 status=status,
@@ -110,7 +110,7 @@ def test_filter_by_several_statuses(store: Backend) -> None:
                     query = [("status", first), ("status", second), ("sort", sort.value)]
                     wanted = {first, second}
                     if sort in (Sort.FinishedAt, Sort.LatestFinishedAt):
-                        wanted -= {"scheduled", "running"}
+                        wanted -= {"scheduled", "paused", "running"}
                     assert set(names(client, *query)) == wanted
         assert sorted(names(client, *(("status", status) for status in ALL))) == sorted(ALL)
 
@@ -362,7 +362,7 @@ def insert(store: Backend, chance: random.Random, number: int) -> None:
                 name: chance.choice(MOMENTS)
                 for name in ("run_at", "created_at", "finished_at", "retry_at", "missed_at")
             }
-            ended = status not in ("scheduled", "running")
+            ended = status not in ("scheduled", "paused", "running")
             waits = status == "scheduled"
             tags = chance.choice(['["t"]', '["t", "u"]', "[]", None])
             row = {

@@ -31,7 +31,7 @@ from sqlalchemy import (
 
 from job_scheduler.constants import Sort, TaskStatus
 from job_scheduler.core.filters import RANGES, TaskFilter, conditions, within
-from job_scheduler.core.models import DUE_WHERE, ENDED_WHERE, PUT_OFF_WHERE
+from job_scheduler.core.models import DUE_WHERE, PUT_OFF_WHERE, RESTS_WHERE
 from job_scheduler.core.store import DUE_AT, SHOWN, TaskRow, tasks
 
 Conditions = Mapping[str, ColumnElement[bool]]
@@ -40,10 +40,10 @@ _KNOWN = {
     # Of PostgreSQL's indexes; those of SQLite know no more than their columns.
     "postgresql": {
         "list": frozenset({"status", "name", "q"}),
-        "ended": frozenset({"name", "q"}),
+        "resting": frozenset({"name", "q"}),
     }
 }
-_ENDED = {TaskStatus.Failed, TaskStatus.Unknown, TaskStatus.Cancelled}
+_RESTING = {TaskStatus.Failed, TaskStatus.Unknown, TaskStatus.Cancelled, TaskStatus.Paused}
 
 
 class Place(NamedTuple):
@@ -181,9 +181,9 @@ def _walks(
         return [_Walk([tasks.c.concurrency_key == key], left_over, moment) for key in keys]
     if wanted.status and TaskStatus.Done not in wanted.status:
         left_over = _without(found, "status", "run_at")
-        ended = known.get("ended", frozenset())
+        resting = known.get("resting", frozenset())
         statuses = dict.fromkeys(wanted.status)
-        return [walk for status in statuses for walk in _of(status, left_over, ended)]
+        return [walk for status in statuses for walk in _of(status, left_over, resting)]
     known_here = known.get("list", frozenset())
     return [_Walk([], _without(found, "run_at"), moment, known=known_here)]
 
@@ -202,7 +202,7 @@ def _of(status: TaskStatus, left_over: Conditions, known: frozenset[str]) -> lis
             into = [_literal("status = 'running'")]
             return [_Walk(into, left_over, tasks.c.run_at, ordered=False)]
         case _:
-            into = [_literal(f"status = '{status.value}'"), _literal(ENDED_WHERE)]
+            into = [_literal(f"status = '{status.value}'"), _literal(RESTS_WHERE)]
             return [_Walk(into, left_over, tasks.c.run_at, known=known)]
 
 
@@ -216,8 +216,8 @@ def _sets(wanted: TaskFilter, found: Conditions, order: _Order, dialect: str) ->
     if order.column != "run_at":
         if "key" in found:
             sets["key"] = found["key"]
-        if wanted.status and _ENDED.issuperset(wanted.status):
-            sets["status"] = and_(found["status"], _literal(ENDED_WHERE))
+        if wanted.status and _RESTING.issuperset(wanted.status):
+            sets["status"] = and_(found["status"], _literal(RESTS_WHERE))
         elif set(wanted.status) == {TaskStatus.Running}:
             sets["status"] = _literal("status = 'running'")
     return sets

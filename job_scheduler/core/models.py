@@ -49,8 +49,8 @@ PUT_OFF_WHERE = (
     "(retry_at IS NOT NULL OR missed_at IS NOT NULL OR blocked_by IS NOT NULL)"
 )
 """The condition on what is scheduled, but does not simply wait for its run_at."""
-ENDED_WHERE = "status IN ('failed', 'unknown', 'cancelled')"
-"""The condition on what has ended otherwise than done, which is rare."""
+RESTS_WHERE = "status IN ('failed', 'unknown', 'cancelled', 'paused')"
+"""The condition on what neither waits nor runs nor is done, which is rare."""
 
 
 def _one_of(column: str, values: type[StrEnum]) -> str:
@@ -225,11 +225,11 @@ class ScheduledTask(Base):
             sqlite_where=text("finished_at IS NOT NULL"),
         ),
         Index(
-            "ix_scheduled_tasks_ended",
+            "ix_scheduled_tasks_resting",
             *("status", "run_at", "task_id"),
             postgresql_include=["name"],
-            postgresql_where=text(ENDED_WHERE),
-            sqlite_where=text(ENDED_WHERE),
+            postgresql_where=text(RESTS_WHERE),
+            sqlite_where=text(RESTS_WHERE),
         ),
         Index(
             "ix_scheduled_tasks_put_off",

@@ -50,7 +50,7 @@ _MISSED = sa.text("status = 'scheduled' AND missed_at IS NOT NULL")
 _RUNNING = sa.text("status = 'running'")
 _CANCELLING = sa.text("status = 'running' AND cancel_requested_at IS NOT NULL")
 _FINISHED = sa.text("finished_at IS NOT NULL")
-_ENDED = sa.text("status IN ('failed', 'unknown', 'cancelled')")
+_RESTING = sa.text("status IN ('failed', 'unknown', 'cancelled', 'paused')")
 _PUT_OFF = sa.text(
     "status = 'scheduled' AND "
     "(retry_at IS NOT NULL OR missed_at IS NOT NULL OR blocked_by IS NOT NULL)"
@@ -235,7 +235,7 @@ def _create_list_indexes(dialect: str) -> None:
     op.create_index("ix_scheduled_tasks_created", "scheduled_tasks", ["created_at", "task_id"])
     for name, columns, include, condition in (
         ("finished", ["finished_at", "task_id"], [], _FINISHED),
-        ("ended", ["status", "run_at", "task_id"], ["name"], _ENDED),
+        ("resting", ["status", "run_at", "task_id"], ["name"], _RESTING),
         ("put_off", ["run_at", "task_id"], [], _PUT_OFF),
         ("key", ["concurrency_key", "run_at", "task_id"], [], _KEYED),
     ):
