@@ -335,6 +335,19 @@ def test_overlapping_runs_are_tasks_of_their_own(store: Backend) -> None:
     assert parse_time(runs[1]["run_at"]) - parse_time(runs[0]["run_at"]) == timedelta(seconds=1)
 
 
+def test_hooks_are_those_of_the_overlapping_runs_alone(store: Backend) -> None:
+    with Receiver([200, 200]) as receiver, running(store, webhook_allow=LOOPBACK) as client:
+        task = recurring(
+            client, interval_seconds=1, overlap="allow", max_runs=2, on_done={"url": receiver.url}
+        )
+        finished(client, task["task_id"])
+        wait_until(lambda: len(receiver.requests) == 2)
+        told = {json.loads(request.body)["data"]["task_id"] for request in receiver.requests}
+        hooks = store.count("name = 'on_done'")
+    assert task["task_id"] not in told
+    assert (len(told), hooks) == (2, 2)
+
+
 def _of(task: dict[str, Any]) -> str:
     return f"/tasks/{task['task_id']}"
 
@@ -497,6 +510,12 @@ def test_task_whose_recurrence_nobody_can_read_runs_once(store: Backend, documen
         task_id = store.insert_task(run_at=later(0), recurrence=document, run_count=0)
         assert finished(client, task_id)["status"] == "done"
         assert client.get(f"/tasks/{task_id}/next").json() == []
+
+
+def test_recurrence_that_nobody_can_read_does_not_hold_up_a_start(store: Backend) -> None:
+    task_id = store.insert_task(run_at=later(-60), recurrence='{"odd": 1}', run_count=0)
+    with running(store) as client:
+        assert finished(client, task_id)["status"] == "done"
 
 
 def test_service_that_restarts_daily_runs_a_weekly_task(store: Backend) -> None:
