@@ -95,7 +95,7 @@ def _pending(connection: Connection) -> Iterator[Sequence[Any]]:
             *(tasks.c.name, tasks.c.payload, tasks.c.expects_handler),
             *(tasks.c.webhook, tasks.c.command),
         )
-        .where(tasks.c.status.in_(["scheduled", "running"]))
+        .where(tasks.c.status.in_(["scheduled", "paused", "running"]))
         .order_by(tasks.c.run_at, tasks.c.task_id)
         .limit(_PAGE)
     )
