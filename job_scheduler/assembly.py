@@ -44,6 +44,7 @@ from job_scheduler.core.tasks import TaskRunner
 from job_scheduler.core.timekeeping import build_clock
 from job_scheduler.core.timer import Timer
 from job_scheduler.core.unblocking import Unblocking
+from job_scheduler.core.waiting import Waiting
 from job_scheduler.core.wakeups import Wakeups
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
@@ -60,6 +61,7 @@ from job_scheduler.works_assembly import build_lanes, build_works
 
 _logger = logging.getLogger(__name__)
 
+_WAIT_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
 _SWITCH_SECONDS = 0.001
 _BATCHES_AT_WORK = 2
@@ -173,6 +175,9 @@ async def start(
     for loop in (cancellation, unblocking, reporting):
         await stack.enter_async_context(_loop(loop.run))
     shutdown = Shutdown(dispatcher, caller, settings.shutdown_grace)
+    waiting = Waiting(database, lambda: shutdown.has_begun)
+    looking = Loop(waiting.look, _WAIT_SECONDS, "a look for those who wait")
+    await stack.enter_async_context(_loop(looking.run))
     stack.push_async_callback(shutdown.finish)
     timer.start()
     stack.callback(timer.stop)
@@ -214,6 +219,7 @@ async def start(
         heartbeat=heartbeat,
         shutdown=shutdown,
         release=release,
+        waiting=waiting,
     )
 
 

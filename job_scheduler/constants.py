@@ -51,6 +51,10 @@ TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
 }
 
 
+ENDED = frozenset({TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown, TaskStatus.Cancelled})
+"""Where a task stays, unless a person has it run again."""
+
+
 class RetryableStatus(StrEnum):
     """Where a task stands that a person may run again."""
 

@@ -9,11 +9,11 @@ from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
-from job_scheduler.constants import LIST_MAX_LIMIT, Sort, TaskStatus
+from job_scheduler.constants import ENDED, LIST_MAX_LIMIT, Sort, TaskStatus
 from job_scheduler.core import idempotency, listing, store
 from job_scheduler.core.changes import version_of
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
@@ -23,6 +23,7 @@ from job_scheduler.core.schemas import Message, TaskCreate
 from job_scheduler.core.schemas_list import ListQuery
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
+from job_scheduler.core.waiting import WAIT_MAX_SECONDS, wanted_seconds
 from job_scheduler.dependencies import ServicesDep, TaskIdDep, services_of
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
@@ -196,9 +197,26 @@ async def list_tasks(
     response_model=Task,
     responses=problems(404, 500, 503),
 )
-async def show_task(task_id: TaskIdDep, response: Response, services: ServicesDep) -> TaskRow:
+async def show_task(
+    task_id: TaskIdDep,
+    response: Response,
+    services: ServicesDep,
+    prefer: Annotated[
+        str | None,
+        Header(
+            description="`wait=30`: answer when the task has ended, but after 30 seconds at the "
+            f"latest (RFC 7240), {WAIT_MAX_SECONDS} at most.",
+            examples=["wait=30"],
+        ),
+    ] = None,
+) -> TaskRow:
     """Show one task. Its `ETag` changes with all that shows of it."""
     row = await services.database.read(store.get_task, task_id)
+    if seconds := wanted_seconds(prefer):
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+        if row["status"] not in ENDED:
+            await services.waiting.until_ended(task_id, seconds)
+            row = await services.database.read(store.get_task, task_id)
     response.headers["ETag"] = f'"{version_of(row)}"'
     return row
 
