@@ -89,6 +89,8 @@ def pass_missed(
     rows = connection.execute(
         overdue if after is None else overdue.where(tasks.c.task_id > after)
     ).all()
+    if not rows:
+        return Passed(0, None)
     now = connection.scalars(select(database_now())).one()
     fails = policy is RecoverPastTasks.Fail
     passed = list(_passed(rows, policy, now))
@@ -105,7 +107,7 @@ def pass_missed(
         connection.execute(update(tasks).where(tasks.c.task_id == one.task_id).values(changes))
     if fails:
         send_failed_hooks(connection, [one for one, _ in passed], reason)
-    return Passed(len(passed), rows[-1].task_id if rows else None)
+    return Passed(len(passed), rows[-1].task_id)
 
 
 _READ = (
