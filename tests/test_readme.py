@@ -354,6 +354,16 @@ def test_examples_of_task_handlers_run(tmp_path: Path) -> None:
     assert f"`{refusal['result']}`" in section("Your own tasks")
 
 
+def test_recurring_task_is_made_as_it_is_shown(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        skip_or_fail("curl is not installed")
+    (_, commands), (_, shown), *_ = blocks(section("Again and again"))
+    with service_process(tmp_path, {}) as service, service.start():
+        answer, _, task = typed(commands, service.url).rpartition('{"task_id')
+    assert json.loads(answer) == json.loads(shown)
+    assert json.loads('{"task_id' + task)["recurrence"]["cron"] == "0 9 * * MON-FRI"
+
+
 def test_batch_is_made_as_it_is_shown(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         skip_or_fail("curl is not installed")
