@@ -243,7 +243,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "GET /tasks": {422, 500, 503},
         "GET /tasks/{task_id}": {404, 500, 503},
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
-        "GET /tasks/{task_id}/runs": {404, 500, 503},
+        "GET /tasks/{task_id}/runs": {404, 422, 500, 503},
         "GET /handlers": {500},
         "POST /tasks/{task_id}/retry": {404, 409, 500, 503},
         "POST /tasks/{task_id}/cancel": {404, 409, 500, 503},

@@ -255,3 +255,20 @@ def test_documentation_leads_from_a_new_task_to_its_runs() -> None:
         "run": "runTask",
     }
     assert {link["parameters"]["task_id"] for link in links.values()} == {"$response.body#/task_id"}
+
+
+def test_last_attempts_are_listed_up_to_a_limit(store: Backend, registry: HandlerRegistry) -> None:
+    @registry.task("probe", max_attempts=5, retry_delay=[0])
+    async def probe() -> None:
+        raise ValueError
+
+    with running(store, registry) as client:
+        task_id = post(client, run_at=later(0))["task_id"]
+        finished(client, task_id)
+        address = f"/tasks/{task_id}/runs"
+        for limit, attempts in ((2, [4, 5]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])):
+            runs = client.get(address, params={"limit": limit}).json()
+            assert [run["attempt"] for run in runs] == attempts
+        for limit in ("0", "10001", "x"):
+            response = client.get(address, params={"limit": limit})
+            assert_problem(response, 422, "VALIDATION_422")

@@ -16,8 +16,8 @@ RUNNING = "running"
 RunRow = dict[str, Any]
 
 
-def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
-    """Return a task's attempts, the oldest first, that which is under way included.
+def list_runs(connection: Connection, task_id: str, limit: int) -> list[RunRow]:
+    """Return a task's last attempts, the oldest first, that which is under way included.
 
     An attempt enters `task_runs` when it ends; until then it is known by the task's row. Both
     are read by one statement, hence at one instant: an attempt that ends in between is neither
@@ -47,10 +47,11 @@ def list_runs(connection: Connection, task_id: str) -> list[RunRow]:
         null(),
         tasks.c.instance_id,
     ).where(tasks.c.task_id == task_id)
+    last = ended.order_by(task_runs.c.started_at.desc(), task_runs.c.attempt.desc()).limit(limit)
     rows = connection.execute(
-        union_all(ended, present).order_by("started_at", "attempt")
+        union_all(select(last.subquery()), present).order_by("started_at", "attempt")
     ).mappings()
     found = [dict(row) for row in rows]
     if not found:
         raise TaskNotFound(task_id)
-    return [row for row in found if row["outcome"] is not None]
+    return [row for row in found if row["outcome"] is not None][-limit:]

@@ -1,9 +1,11 @@
 """The routes of a task's attempts: those that were, and one more."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from job_scheduler.bodies import JsonRoute
-from job_scheduler.constants import TaskStatus
+from job_scheduler.constants import LIST_DEFAULT_LIMIT, LIST_MAX_LIMIT, TaskStatus
 from job_scheduler.core import replay, runs
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.runs import RunRow
@@ -23,11 +25,17 @@ router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
     operation_id="listRuns",
     summary="List a task's attempts",
     response_model=list[Run],
-    responses=problems(404, 500, 503),
+    responses=problems(404, 422, 500, 503),
 )
-async def list_runs(task_id: TaskIdDep, services: ServicesDep) -> list[RunRow]:
-    """List a task's attempts, the oldest first, that which is under way included."""
-    rows = await services.database.read(runs.list_runs, task_id)
+async def list_runs(
+    task_id: TaskIdDep,
+    services: ServicesDep,
+    limit: Annotated[
+        int, Query(ge=1, le=LIST_MAX_LIMIT, description="How many of the last ones, at most.")
+    ] = LIST_DEFAULT_LIMIT,
+) -> list[RunRow]:
+    """List a task's last attempts, the oldest first, that which is under way included."""
+    rows = await services.database.read(runs.list_runs, task_id, limit)
     hidden = {} if services.settings.show_tracebacks else {"traceback": None}
     return [row | _durations(row) | hidden for row in rows]
 
