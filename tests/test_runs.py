@@ -269,6 +269,6 @@ def test_last_attempts_are_listed_up_to_a_limit(store: Backend, registry: Handle
         for limit, attempts in ((2, [4, 5]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])):
             runs = client.get(address, params={"limit": limit}).json()
             assert [run["attempt"] for run in runs] == attempts
-        for limit in ("0", "10001", "x"):
-            response = client.get(address, params={"limit": limit})
+        for refused in ("0", "10001", "x"):
+            response = client.get(address, params={"limit": refused})
             assert_problem(response, 422, "VALIDATION_422")
