@@ -7,10 +7,12 @@
                 │                   ├── cut off, by on_crash ─▶ scheduled │ failed │ unknown
                 │                   └── cancel ─▶ cancelled
                 ├── missed, RECOVER_PAST_TASKS=fail ─▶ failed
-                ├── pause ─▶ paused ──resume, or run──▶ scheduled
-                └── cancel, also when paused ─▶ cancelled
+                ├── pause ─▶ paused
+                └── cancel ─▶ cancelled
 
     failed │ unknown ──retry, by a person──▶ scheduled
+    paused ──resume, or run──▶ scheduled
+    paused ──cancel──▶ cancelled
 
 DELETE removes a task that is scheduled or paused; it moves nothing.
 """
