@@ -63,6 +63,8 @@ class Services:
         had.
         """
         if wanted.run_at is None and self._first_of(wanted) is None:
+            if wanted.end_at is None:
+                return InvalidField("body", "cron", "It never runs: see dst_gap.")
             return InvalidField("body", "end_at", "Comes before its first time: it never runs.")
         return self.works.refusal_of(wanted)
 

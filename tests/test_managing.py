@@ -17,6 +17,7 @@ from tests.support.app import (
     post,
     running,
 )
+from tests.support.services import wait_until
 
 MISSING = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 FUTURE = "2031-07-01T12:00:00Z"
@@ -77,9 +78,16 @@ def test_resumed_task_goes_on_with_the_next_of_its_times(store: Backend) -> None
         assert (
             client.post(f"/tasks/{ahead}/resume").json()["run_at"] == shown(client, ahead)["run_at"]
         )
-        for one in (over, odd):
-            client.post(f"/tasks/{one}/resume")
-            assert finished(client, one)["status"] == "done"
+        assert client.post(f"/tasks/{over}/resume").json()["missed_at"] is not None
+        client.post(f"/tasks/{odd}/resume")
+        assert finished(client, odd)["status"] == "done"
+
+
+def test_resumed_task_is_not_missed_any_more(store: Backend) -> None:
+    with running(store) as client:
+        task_id = store.insert_task(run_at=later(-60), status="paused", missed_at=later(-30))
+        client.post(f"/tasks/{task_id}/resume")
+        assert finished(client, task_id)["status"] == "done"
 
 
 @pytest.mark.parametrize("status", ["scheduled", "paused"])
@@ -215,9 +223,64 @@ def test_task_becomes_recurring_and_again_one_that_runs_once(store: Backend) -> 
             "2031-07-02T00:00:00Z",
             "2031-07-01T12:00:00+00:00",
         )
-        once = dict.fromkeys(daily["recurrence"]) | {"run_at": FUTURE}
-        back = changed(client, task_id, once)
+        counted = changed(client, task_id, {"interval_seconds": 3600})
+        assert "cron" not in counted["recurrence"]
+        back = changed(client, task_id, {"run_at": FUTURE})
         assert (back["run_at"], back["recurrence"], back["run_count"]) == (FUTURE, None, None)
+
+
+def test_change_of_a_recurrence_that_leaves_its_times_alone_keeps_time_and_attempts(
+    store: Backend,
+) -> None:
+    with running(store) as client:
+        task_id = store.insert_task(
+            run_at="2031-07-01 12:00:00.000000+00:00",
+            retry_at=later(3600),
+            attempt=1,
+            max_attempts=3,
+            recurrence='{"interval_seconds": 604800}',
+            run_count=4,
+        )
+        before = shown(client, task_id)
+        kept = ("run_at", "retry_at", "attempt", "run_count")
+        for change in (
+            {"overlap": "queue"},
+            {"jitter_seconds": 1},
+            {"end_at": "2031-07-02T00:00Z"},
+        ):
+            after = changed(client, task_id, change)
+            assert [after[name] for name in kept] == [before[name] for name in kept]
+        response = client.patch(f"/tasks/{task_id}", json={"max_runs": 4})
+        problem = assert_problem(response, 422, "VALIDATION_422")
+        assert problem["errors"][0]["field"] == "max_runs"
+        store.sql("UPDATE scheduled_tasks SET run_count = 99")
+        assert changed(client, task_id, {"max_runs": 100})["run_count"] == 99
+        store.sql("UPDATE scheduled_tasks SET run_count = 200")
+        assert client.get(f"/tasks/{task_id}/next").json() == []
+        moved = changed(client, task_id, {"max_runs": 300, "end_at": "2031-06-30T00:00Z"})
+        assert moved["run_at"] < "2031-06-30"
+
+
+def test_version_is_the_same_however_it_was_read(store: Backend) -> None:
+    with running(store) as client:
+        task_id = post(client, run_at=FUTURE, timeout=30, retry_max_delay=60)["task_id"]
+        response = client.patch(f"/tasks/{task_id}", json={"timeout": 40})
+        assert client.get(f"/tasks/{task_id}").headers["ETag"] == response.headers["ETag"]
+        odd = store.insert_task(payload='{"n": 1e999}', run_at=later(3600))
+        assert client.get(f"/tasks/{odd}").status_code == 200
+
+
+@pytest.mark.parametrize("how", ["run", "change"])
+def test_task_that_the_timer_holds_for_later_is_run_at_once(store: Backend, how: str) -> None:
+    with running(store) as client:
+        task = post(client, run_at=later(4))
+        wait_until(lambda: client.get("/health").json()["scheduler"]["held"] == 1)
+        if how == "run":
+            client.post(f"/tasks/{task['task_id']}/run")
+        else:
+            changed(client, task["task_id"], {"run_at": later(-1).replace(" ", "T")})
+        ended = finished(client, task["task_id"])
+    assert parse_time(ended["started_at"]) < parse_time(task["run_at"])
 
 
 def test_change_that_cannot_be_is_refused_and_changes_nothing(store: Backend) -> None:
@@ -234,7 +297,8 @@ def test_change_that_cannot_be_is_refused_and_changes_nothing(store: Backend) ->
             ({"task_id": MISSING}, "VALIDATION_422", "task_id"),
             ({"status": "done"}, "VALIDATION_422", "status"),
             ({"run_at": None}, "VALIDATION_422", "run_at"),
-            ({"cron": "@daily"}, "VALIDATION_422", "run_at"),
+            ({"cron": "@daily", "run_at": FUTURE}, "VALIDATION_422", "run_at"),
+            ({"timezone": ""}, "VALIDATION_422", "timezone"),
             ({"payload": {"hours": "x"}}, "PAYLOAD_422", "payload.hours"),
             ({"name": None}, "VALIDATION_422", "name"),
         ):

@@ -149,6 +149,13 @@ def test_members_of_recurring_tasks_go_with_no_run_at(
         ({"cron": "0 0 30 2 *"}, "cron", "never"),
         ({"cron": 5}, "cron", "text"),
         ({"cron": "@daily", "timezone": "Europe/Berlinn"}, "timezone", "Europe/Berlin"),
+        ({"cron": "@daily", "timezone": ""}, "timezone", "zone"),
+        ({"cron": "@daily", "start_at": "9999-12-31T23:59:59Z"}, "start_at", "the years"),
+        (
+            {"cron": "30 2 * 3 7L", "timezone": "Europe/Berlin", "dst_gap": "skip"},
+            "cron",
+            "never",
+        ),
         ({"interval_seconds": 0.5}, "interval_seconds", "greater than or equal to 1"),
         ({"interval_seconds": "60"}, "interval_seconds", "number"),
         ({"cron": "@daily", "max_runs": 0}, "max_runs", "greater than or equal to 1"),
@@ -248,6 +255,7 @@ def test_last_run_ends_the_task(store: Backend) -> None:
         for task in (by_number, by_time):
             ended = finished(client, task["task_id"])
             assert (ended["status"], ended["run_count"]) == ("done", 2)
+            assert ended["last_status"] == "done"
             assert ended["finished_at"] is not None
             assert times(client, task["task_id"], 2) == [0, 1]
 
@@ -335,6 +343,51 @@ def test_overlapping_runs_are_tasks_of_their_own(store: Backend) -> None:
     assert parse_time(runs[1]["run_at"]) - parse_time(runs[0]["run_at"]) == timedelta(seconds=1)
 
 
+def test_limits_hold_for_the_overlapping_runs_alone(store: Backend) -> None:
+    registry = HandlerRegistry()
+    gate = threading.Event()
+    registry.task("probe", rate_limit="1/minute")(lambda: gate.wait(30))
+    with running(store, registry) as client:
+        task = recurring(
+            client, interval_seconds=1, overlap="allow", max_runs=3, concurrency_key="k"
+        )
+        ended = finished(client, task["task_id"])
+        assert times(client, task["task_id"], 3) == [0, 1, 2]
+        copies = store.count("caused_by IS NOT NULL AND concurrency_key = 'k'")
+        gate.set()
+    assert (ended["run_count"], copies) == (3, 3)
+
+
+def test_crash_of_a_pattern_loses_nothing_since_nothing_had_begun(store: Backend) -> None:
+    run_at = hours_ago(1 / 6)
+    task_id = store.insert_task(
+        status="running",
+        run_at=run_at.strftime("%Y-%m-%d %H:%M:%S.%f+00:00"),
+        on_crash="hold",
+        recurrence=json.dumps(HOURLY | {"overlap": "allow"}),
+        run_count=4,
+    )
+    with store.database() as database:
+        assert asyncio.run(rescue_orphans(database, lambda *_: None)) == 1
+    row = store.row(task_id)
+    assert (row["status"], row["run_at"], row["run_count"]) == ("scheduled", run_at, 4)
+    assert store.sql("SELECT count(*) AS n FROM task_runs")[0]["n"] == 0
+
+
+def test_recurring_tasks_are_not_held_after_a_downtime(store: Backend) -> None:
+    store.insert_tasks(3, run_at=later(-60))
+    task_id = store.insert_task(
+        run_at=hours_ago(3.5).strftime("%Y-%m-%d %H:%M:%S.%f+00:00"),
+        recurrence=json.dumps(HOURLY),
+        run_count=0,
+    )
+    with running(store, recovery_hold_above=1) as client:
+        wait_until(lambda: shown(client, task_id)["run_count"] == 1)
+        assert client.get("/health").json()["status"] == "degraded"
+        assert shown(client, task_id)["missed_at"] is None
+    assert store.count("missed_at IS NOT NULL") == 3
+
+
 def test_hooks_are_those_of_the_overlapping_runs_alone(store: Backend) -> None:
     with Receiver([200, 200]) as receiver, running(store, webhook_allow=LOOPBACK) as client:
         task = recurring(
@@ -395,8 +448,8 @@ def test_crash_neither_loses_nor_doubles_an_occurrence(
     row = store.row(task_id)
     assert row["status"] == status
     assert row["run_at"] == run_at + timedelta(hours=1 if moves else 0)
-    assert row["run_count"] == (4 if status == "scheduled" and not moves else 5)
-    assert row["last_status"] == ("failed" if moves else None)
+    assert row["run_count"] == (5 if moves else 4)
+    assert row["last_status"] == ("failed" if moves else "unknown" if on_crash else None)
     assert row["attempt"] == (0 if moves else 1)
     assert store.sql("SELECT count(*) AS n FROM task_runs")[0]["n"] == 1
 
@@ -504,7 +557,19 @@ def test_repetition_that_was_missed_is_still_made(store: Backend) -> None:
     assert run["attempt"] == 2
 
 
-@pytest.mark.parametrize("document", ['{"cron": "nonsense"}', '{"interval": 1}', "{}", "[]", "3"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"cron": "nonsense"}',
+        '{"interval_seconds": 60, "start_at": "2026-01-01T00:00:00"}',
+        '{"interval_seconds": 60, "max_runs": "5"}',
+        '{"interval_seconds": 60, "jitter_seconds": 1e300}',
+        '{"interval_seconds": 1e300}',
+        '{"interval_seconds": 60, "timezone": "Nowhere"}',
+        "[]",
+        "3",
+    ],
+)
 def test_task_whose_recurrence_nobody_can_read_runs_once(store: Backend, document: str) -> None:
     with running(store) as client:
         task_id = store.insert_task(run_at=later(0), recurrence=document, run_count=0)

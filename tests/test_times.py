@@ -56,6 +56,10 @@ def test_preview_counts_from_a_start_that_has_passed(store: Backend) -> None:
         "2000-01-02T00:00:00Z",
     ]
     assert found["description"] == "Every 86400 seconds."
+    with running(store) as client:
+        assert preview(client, interval_seconds=1_000_000.5)["description"] == (
+            "Every 1000000.5 seconds."
+        )
 
 
 def test_preview_counts_from_now_else(store: Backend) -> None:
@@ -113,9 +117,22 @@ def test_number_of_times_has_bounds(store: Backend, n: str) -> None:
 
 def test_line_that_never_fires_is_refused_in_the_preview(store: Backend) -> None:
     with running(store) as client:
-        body = {"name": "probe", "cron": "0 0 30 2 *"}
-        problem = assert_problem(client.post("/tasks/preview", json=body), 422, "VALIDATION_422")
-    assert problem["errors"][0]["field"] == "cron"
+        for members in (
+            {"cron": "0 0 30 2 *"},
+            {"cron": "30 2 * 3 7L", "timezone": "Europe/Berlin", "dst_gap": "skip"},
+        ):
+            response = client.post("/tasks/preview", json={"name": "probe"} | members)
+            problem = assert_problem(response, 422, "VALIDATION_422")
+            assert problem["errors"][0]["field"] == "cron"
+
+
+@pytest.mark.parametrize("year", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_times_at_the_ends_of_time_are_told_in_utc(store: Backend, year: str) -> None:
+    zones = ("Pacific/Kiritimati", "Etc/GMT+12")
+    with running(store) as client:
+        for zone in zones:
+            [found] = preview(client, run_at=year, timezone=zone)["next"]
+            assert found["utc"] == year
 
 
 # ------------------------------------------------------------- the times that are left

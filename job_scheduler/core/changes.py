@@ -5,13 +5,13 @@ person is told that it is too late; or after, and finds what the person wanted.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from job_scheduler import strict_json
 from job_scheduler.constants import RecoverPastTasks, TaskStatus
 from job_scheduler.core.columns import database_now
 from job_scheduler.core.recurring import COPIED, readable
@@ -31,10 +31,15 @@ _WAITING = (TaskStatus.Scheduled, TaskStatus.Paused)
 
 def version_of(row: Mapping[str, Any]) -> str:
     """Return a text that is another one as soon as anything shows of the task that did not."""
-    shown = {
-        name: str(value) if isinstance(value, datetime) else value for name, value in row.items()
-    }
-    return hashlib.blake2b(strict_json.dumps(shown).encode(), digest_size=12).hexdigest()
+    shown = {name: _comparable(value) for name, value in row.items()}
+    return hashlib.blake2b(json.dumps(shown).encode(), digest_size=12).hexdigest()
+
+
+def _comparable(value: Any) -> Any:
+    """Return a column's value in one form: SQLite's driver may bring 30 or 30.0 for the same."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return float(value) if isinstance(value, int) else value
 
 
 def pause_task(connection: Connection, task_id: str) -> TaskRow:
@@ -62,7 +67,7 @@ def resume_task(connection: Connection, task_id: str) -> TaskRow:
     row = _locked(connection, task_id, TaskNotResumable, *_WAITING)
     if row["status"] == TaskStatus.Scheduled:
         return row
-    changes: dict[str, Any] = {"status": TaskStatus.Scheduled.value}
+    changes: dict[str, Any] = {"status": TaskStatus.Scheduled.value, "missed_at": None}
     now = _now(connection)
     if row["recurrence"] is not None and row["run_at"] < now:
         changes |= _moved_on(row, now)
@@ -118,13 +123,16 @@ def change_task(
 
 
 def _moved_on(row: TaskRow, now: datetime) -> dict[str, Any]:
-    """Return what makes a recurring task wait for the next of its times, if there is one."""
+    """Return what makes a recurring task wait for the next of its times.
+
+    Where there is none, it is set aside: its last time is not run after the end.
+    """
     recurrence = readable(row["task_id"], row["recurrence"])
     if recurrence is None:
         return {}
     run_at = recurrence.after_downtime(row["run_at"], now, RecoverPastTasks.Skip)
     if run_at is None:
-        return {}
+        return {"missed_at": now}
     starts_at = recurrence.starts_at(row["task_id"], run_at)
     return {"run_at": run_at, "retry_at": starts_at, "attempt": 0}
 

@@ -52,6 +52,13 @@ class Run:
     recurrence: dict[str, Any] | None
     run_count: int | None
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether each occurrence is a task of its own, so that several may run at a time."""
+        # Some other program may have stored anything.
+        asked = self.recurrence
+        return isinstance(asked, dict) and asked.get("overlap") == Overlap.Allow
+
 
 @dataclass(frozen=True, slots=True)
 class Claim(Run):
@@ -70,13 +77,6 @@ class Claim(Run):
     command: list[str] | None = None
     expects_handler: bool | None = None
     concurrency_key: str | None = None
-
-    @property
-    def is_pattern(self) -> bool:
-        """Whether each occurrence is a task of its own, so that several may run at a time."""
-        # Some other program may have stored anything.
-        asked = self.recurrence
-        return isinstance(asked, dict) and asked.get("overlap") == Overlap.Allow
 
 
 DUE = case(
@@ -178,7 +178,8 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
         f"""
             WHEN 'scheduled' THEN task.missed_at IS NULL
                 AND coalesce(task.retry_at, task.run_at) <= {now}
-                AND (coalesce(task.concurrency_key, task.blocked_by) IS NULL OR given.admitted)
+                AND (coalesce(task.concurrency_key, task.blocked_by) IS NULL OR given.admitted
+                    OR task.recurrence ->> 'overlap' = '{Overlap.Allow.value}')
             WHEN 'running' THEN task.claim_token = given.token""",
         skip_locked=not repeated,
     )

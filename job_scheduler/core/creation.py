@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Result, select
 
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
+from job_scheduler.constants import Overlap
 from job_scheduler.core.columns import NOW_SQL, written
 from job_scheduler.core.given import given_rows, returning
 from job_scheduler.core.schemas import TaskCreate
@@ -21,6 +22,7 @@ from job_scheduler.core.store import (
     COMMAND,
     FETCHED_AT_ONCE,
     HANDLER,
+    PATTERN,
     SHOWN,
     WEBHOOK,
     DueTask,
@@ -51,13 +53,14 @@ class NewTask:
         """What the timer needs to know of it."""
         wanted = self.wanted
         kind = WEBHOOK if wanted.webhook else COMMAND if wanted.command else HANDLER
+        is_pattern = wanted.overlap is Overlap.Allow
         return DueTask(
             self.starts_at or self.run_at,
             self.task_id,
             wanted.name,
-            kind,
+            PATTERN if is_pattern else kind,
             wanted.priority,
-            wanted.concurrency_key is not None,
+            wanted.concurrency_key is not None and not is_pattern,
         )
 
     @property

@@ -1,5 +1,6 @@
 """The routes by which a person changes a task that is not running, or has it run now."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from job_scheduler.constants import TaskStatus
 from job_scheduler.core import changes
 from job_scheduler.core.creation import changed_members
 from job_scheduler.core.fields import EXAMPLE_ID
+from job_scheduler.core.recurrence import Recurrence
+from job_scheduler.core.recurring import readable
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
@@ -29,6 +32,9 @@ from job_scheduler.exceptions import (
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
+_KINDS = ("run_at", "cron", "interval_seconds")
+_TIMES = ("cron", "interval_seconds", "timezone", "start_at", "dst_gap", "dst_fold")
+"""What of a recurrence decides when it is."""
 _CHANGEABLE = TaskCreate.model_fields.keys() - {"task_id"}
 _SCHEMA = TaskCreate.model_json_schema(ref_template="#/components/schemas/{model}")
 for _left_out in ("$defs", "required", "examples"):
@@ -78,12 +84,11 @@ async def change_task(
 
     Another time begins anew: the attempts that were count no more.
     """
-    row = await services.database.write(
-        changes.change_task,
-        task_id,
-        partial(_changed, services, change),
-        None if if_match is None else _versions(if_match),
-    )
+    versions = None if if_match is None else _versions(if_match)
+    with services.timer.withdrawn(task_id):  # It may know another time.
+        row = await services.database.write(
+            changes.change_task, task_id, partial(_changed, services, change), versions
+        )
     services.sweep.wake()
     return _with_version(row, response)
 
@@ -130,7 +135,8 @@ async def run_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
     A recurring task is not touched, even when it is paused: an extra run is made, which is a task
     of its own (`caused_by` tells of which). Repeated, it makes another one.
     """
-    row = await services.database.write(changes.run_task_now, task_id)
+    with services.timer.withdrawn(task_id):  # It may know another time.
+        row = await services.database.write(changes.run_task_now, task_id)
     services.sweep.wake()
     return row
 
@@ -158,7 +164,7 @@ def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[s
     if "task_id" in change:
         raise InvalidField("body", "task_id", "A task keeps its id. Leave it out.")
     try:
-        wanted = TaskCreate.model_validate(_request_of(row) | change)
+        wanted = TaskCreate.model_validate(_request_of(row, change) | change)
     except ValidationError as error:
         raise RequestValidationError(
             [
@@ -169,18 +175,30 @@ def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[s
     if (refusal := services.refusal_of(wanted)) is not None:
         raise refusal
     members = changed_members(services.new_task(wanted, row["task_id"]))
-    if members["recurrence"] is None:
-        keeps_time = row["recurrence"] is None and members["run_at"] == row["run_at"]
-    else:
-        keeps_time = members["recurrence"] == row["recurrence"]
+    if members["recurrence"] is not None:
         members["run_count"] = row["run_count"] or 0
-    if not keeps_time:
+        if wanted.max_runs is not None and wanted.max_runs <= members["run_count"]:
+            raise InvalidField(
+                "body", "max_runs", f"It has run {members['run_count']} times already."
+            )
+    if not _keeps_time(members, row):
         return members | {"attempt": 0, "missed_at": None, "blocked_by": None}
     return {name: members[name] for name in members.keys() - {"run_at", "retry_at"}}
 
 
-def _request_of(row: TaskRow) -> dict[str, Any]:
-    """Return the request that would make this task."""
+def _keeps_time(members: Mapping[str, Any], row: TaskRow) -> bool:
+    """Tell whether a task is to run at the same times as before."""
+    wanted, present = members["recurrence"], row["recurrence"]
+    if wanted is None or present is None:
+        return wanted is present and bool(members["run_at"] == row["run_at"])
+    before, after = readable(row["task_id"], present), Recurrence.of(wanted)
+    if before is None or (after.end_at is not None and after.end_at < row["run_at"]):
+        return False
+    return all(getattr(before, name) == getattr(after, name) for name in _TIMES)
+
+
+def _request_of(row: TaskRow, change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request that would make this task, without the kind of time that is changed."""
     members = {
         name: value.isoformat() if isinstance(value, datetime) else value
         for name in _CHANGEABLE
@@ -188,5 +206,9 @@ def _request_of(row: TaskRow) -> dict[str, Any]:
     }
     if row["recurrence"] is not None:
         del members["run_at"]
-        members |= row["recurrence"]
+        if change.get("run_at") is None:
+            members |= row["recurrence"]
+    if any(change.get(kind) is not None for kind in _KINDS):
+        for kind in _KINDS:
+            members.pop(kind, None)
     return members

@@ -6,7 +6,7 @@ about several tasks does, so that no two can deadlock.
 
 "Overdue" is what is scheduled, set aside neither by a start nor by a limit, and was due before
 some instant; "missed" is what was set aside under one instant, its ``missed_at``, which neither
-sweep nor claim takes.
+sweep nor claim takes. Recurring tasks are the concern of ``recurring.py`` instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from job_scheduler.core.store import tasks
 
 BATCH = 1_000
 
-OVERDUE_SQL = f"{DUE_WHERE} AND coalesce(retry_at, run_at) < :overdue_at"
+OVERDUE_SQL = f"{DUE_WHERE} AND recurrence IS NULL AND coalesce(retry_at, run_at) < :overdue_at"
 NEW_SQL = "run_at >= coalesce(:covered_until, run_at)"
 _MISSED_SQL = "status = 'scheduled' AND missed_at = :missed_at"
 

@@ -95,7 +95,11 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool, recurs: boo
             started_at = CASE WHEN standing.has_ended AND standing.outcome IS NOT NULL
                 THEN task.started_at END,
             finished_at = CASE WHEN standing.has_ended THEN {now} END,
-            run_count = task.run_count + CASE WHEN standing.has_ended THEN 1 ELSE 0 END,
+            run_count = CASE WHEN task.recurrence IS NOT NULL
+                AND standing.becomes IN ('done', 'failed')
+                THEN coalesce(task.run_count, 0) + 1 ELSE task.run_count END,
+            last_status = CASE WHEN task.recurrence IS NOT NULL AND standing.has_ended
+                THEN standing.becomes ELSE task.last_status END,
             updated_at = {now}
         FROM standing
         -- Its row is locked: what was found there is still so.
@@ -108,7 +112,7 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool, recurs: boo
             attempt = 0,
             result = standing.result,
             last_status = standing.becomes,
-            run_count = task.run_count + 1,
+            run_count = coalesce(task.run_count, 0) + 1,
             claim_token = NULL,
             instance_id = NULL,
             started_at = NULL,

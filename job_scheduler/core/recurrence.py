@@ -14,6 +14,7 @@ from typing import Any
 
 from job_scheduler.constants import (
     CATCH_UP_MAX,
+    SECONDS_MAX,
     CatchUp,
     DstFold,
     DstGap,
@@ -56,10 +57,23 @@ class Recurrence:
         try:
             members = {name: _READ.get(name, _as_is)(value) for name, value in document.items()}
             found = cls(**members)
-            found.rhythm(_LONG_AGO)
-        except (TypeError, AttributeError, KeyError) as error:
+            found._examine()
+        except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(str(error)) from error
         return found
+
+    def _examine(self) -> None:
+        load_zone(self.timezone)
+        self.rhythm(_LONG_AGO)
+        if any(moment.tzinfo is None for moment in (self.start_at, self.end_at) if moment):
+            raise ValueError("a time without offset")
+        if any(
+            not 0 <= seconds <= SECONDS_MAX
+            for seconds in (self.jitter_seconds or 0, self.interval_seconds or 0)
+        ):
+            raise ValueError("a number out of bounds")
+        if self.max_runs is not None and self.max_runs < 1:
+            raise ValueError("max_runs is less than 1")
 
     def as_document(self) -> dict[str, Any]:
         """Return it as a JSON object, without what is not asked for."""
@@ -113,7 +127,9 @@ class Recurrence:
             return None
         rhythm = self.rhythm(run_at)
         makes_up = self.overlap is Overlap.Queue or self.catch_up is CatchUp.All
-        since = _made_up_from(rhythm, run_at, now) if makes_up else max(run_at, started_at)
+        since = (
+            _made_up_from(rhythm, run_at, self._until(now)) if makes_up else max(run_at, started_at)
+        )
         found = rhythm.first_after(since)
         if found is not None and started_at < found <= now and self.overlap is Overlap.Skip:
             found = rhythm.first_after(now)
@@ -129,9 +145,9 @@ class Recurrence:
         rhythm = self.rhythm(run_at)
         if policy is RecoverPastTasks.Run:
             if self.catch_up is CatchUp.Latest:
-                return max(run_at, self._bounded(rhythm.last_until(now)) or run_at)
+                return max(run_at, rhythm.last_until(self._until(now)) or run_at)
             if self.catch_up is CatchUp.All:
-                since = _made_up_from(rhythm, run_at, now)
+                since = _made_up_from(rhythm, run_at, self._until(now))
                 return run_at if since == run_at else self._bounded(rhythm.first_after(since))
         return self._bounded(rhythm.first_after(now))
 
@@ -143,6 +159,10 @@ class Recurrence:
             return None
         share = random.Random(f"{task_id} {run_at.isoformat()}").random()  # noqa: S311 (no secret)
         return run_at + timedelta(seconds=self.jitter_seconds * share)
+
+    def _until(self, now: datetime) -> datetime:
+        """Return until when its times may have passed."""
+        return now if self.end_at is None else min(now, self.end_at)
 
     def _is_over(self, moment: datetime) -> bool:
         return self.end_at is not None and moment > self.end_at

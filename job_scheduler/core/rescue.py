@@ -149,7 +149,8 @@ async def rescue_orphans(
     rescued, after = 0, _BEFORE_ALL
     while orphans := await database.read(_orphans, after):
         after = orphans[-1].task_id
-        records = [Record.of(run, CRASHED) for run in orphans]
+        # Of a pattern nothing has begun: its record makes the task that does.
+        records = [Record.of(run, NotStarted() if run.is_pattern else CRASHED) for run in orphans]
         for run in orphans:
             release(run.task_id, run.token)
         try:

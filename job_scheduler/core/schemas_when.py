@@ -28,6 +28,7 @@ from job_scheduler.core.rhythm import UnknownZone, load_zone, local_instants
 
 _FIRST_DAY, _LAST_DAY = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 (local times)
 """Beyond, zones may lead out of the years that are counted."""
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
 _ONE_OF = "Give exactly one of run_at, cron and interval_seconds."
 _OF_RECURRENCES = (
     *("start_at", "end_at", "max_runs", "jitter_seconds"),
@@ -144,7 +145,7 @@ class When(BaseModel):
     @classmethod
     def _is_known(cls, value: str | None) -> str | None:
         try:
-            return value and load_zone(value).key
+            return None if value is None else load_zone(value).key
         except UnknownZone as error:
             raise PydanticCustomError("timezone", "{words}", {"words": str(error)}) from None
 
@@ -182,6 +183,16 @@ class When(BaseModel):
     def _recurs(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None and info.data.get("run_at") is not None:
             raise PydanticCustomError("recurs", "Goes with cron or interval_seconds, not run_at.")
+        return value
+
+    @field_validator("start_at", "end_at")
+    @classmethod
+    def _is_near(cls, value: datetime | None) -> datetime | None:
+        if value is not None and not _FIRST_YEAR <= value.year <= _LAST_YEAR:
+            raise PydanticCustomError(
+                "year",
+                f"Must lie in the years {_FIRST_YEAR} to {_LAST_YEAR}: zones are known there.",
+            )
         return value
 
     @field_validator("end_at")

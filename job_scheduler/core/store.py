@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from job_scheduler.constants import CHANNEL, PRIORITY_MAX, TaskStatus
+from job_scheduler.constants import CHANNEL, PRIORITY_MAX, Overlap, TaskStatus
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now, later_sql
 from job_scheduler.core.given import returning
 from job_scheduler.core.models import DUE_WHERE, ScheduledTask
@@ -34,8 +34,9 @@ SHOWN = [column for column in tasks.c if column.name not in ("claim_token", "exp
 """What a caller may see of a task: not the token that guards its result, for instance."""
 
 TaskRow = dict[str, Any]
-HANDLER, WEBHOOK, COMMAND = "handler", "webhook", "command"
-"""The kinds of what a task runs."""
+HANDLER, WEBHOOK, COMMAND, PATTERN = "handler", "webhook", "command", "pattern"
+"""The kinds of what a task runs. A pattern makes a task of each occurrence, and runs nothing."""
+_IS_PATTERN = f"recurrence ->> 'overlap' = '{Overlap.Allow.value}'"
 DUE_AT = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
 """When a scheduled task is to start."""
 HANDLER_NAME = case((tasks.c.webhook.is_(None) & tasks.c.command.is_(None), tasks.c.name))
@@ -44,10 +45,10 @@ _DUE_SQL = {
     "due": "coalesce(retry_at, run_at)",
     "task_id": "task_id",
     "name": "name",
-    "kind": f"CASE WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
+    "kind": f"CASE WHEN {_IS_PATTERN} THEN '{PATTERN}' WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
     f"WHEN command IS NOT NULL THEN '{COMMAND}' ELSE '{HANDLER}' END",
     "priority": "priority",
-    "is_limited": "concurrency_key IS NOT NULL",
+    "is_limited": f"concurrency_key IS NOT NULL AND ({_IS_PATTERN}) IS NOT TRUE",
 }
 """What a ``DueTask`` is made of, for statements written as text."""
 DUE_COLUMNS = [

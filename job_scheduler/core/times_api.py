@@ -46,10 +46,13 @@ async def preview_task(wanted: TaskCreate, services: ServicesDep, n: _Number = 5
     recurrence = wanted.recurrence
     zone = load_zone(wanted.timezone or "UTC")
     known = [] if recurrence is None else _warnings(recurrence, now)
+    times = list(islice(_times(wanted, now), n))
     if (refusal := services.refusal_of(wanted)) is not None:
+        if not times and wanted.end_at is None:
+            raise refusal
         known.append(f"POST /tasks would refuse it: {refusal}")
     return Preview(
-        next=[moment_in(each, zone) for each in islice(_times(wanted, now), n)],
+        next=[moment_in(each, zone) for each in times],
         description=_description(wanted),
         warnings=known,
     )
@@ -72,7 +75,10 @@ async def list_times(task_id: TaskIdDep, services: ServicesDep, n: _Number = 10)
 
 def moment_in(instant: datetime, zone: ZoneInfo) -> Moment:
     """Return an instant as it is told, in UTC and as the clocks of a zone show it."""
-    local = instant.astimezone(zone)
+    try:
+        local = instant.astimezone(zone)
+    except OverflowError:  # in the years 1 and 9999
+        local = instant
     wall = local.replace(tzinfo=None).isoformat()
     return Moment(utc=instant, local=wall, offset=local.isoformat().removeprefix(wall))
 
@@ -93,7 +99,7 @@ def _times_left(row: TaskRow, recurrence: Recurrence | None) -> Iterator[datetim
     if not waits and row["status"] != TaskStatus.Running:
         return iter(())
     if recurrence.max_runs is not None:
-        times = islice(times, recurrence.max_runs - (row["run_count"] or 0))
+        times = islice(times, max(0, recurrence.max_runs - (row["run_count"] or 0)))
     return times if waits else islice(times, 1, None)
 
 
@@ -102,7 +108,8 @@ def _description(wanted: TaskCreate) -> str:
     if recurrence is None:
         return "Once."
     if recurrence.cron is None:
-        return f"Every {recurrence.interval_seconds:g} seconds."
+        seconds = f"{recurrence.interval_seconds:.6f}".rstrip("0").rstrip(".")
+        return f"Every {seconds} seconds."
     words = describe(Cron.parse(recurrence.cron))
     return f"{words.rstrip('.')} ({recurrence.timezone})."
 
