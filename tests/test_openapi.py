@@ -68,7 +68,7 @@ def given(task, *names):
 
 # No schema tells which texts are lines of cron or zones, and of whom only one may stand there.
 def has_one_time(task):
-    if given(task, "timezone", "end_at"):
+    if given(task, "timezone", "start_at", "end_at"):
         return False
     if given(task, "run_at"):
         return not given(task, *RECURRING)

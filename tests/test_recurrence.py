@@ -132,6 +132,8 @@ def test_stored_recurrence_is_read_as_it_was_meant() -> None:
         {"cron": "@daily", "overlap": "x"},
         {"cron": "@daily", "start_at": "x"},
         {"cron": "@daily", "start_at": 3},
+        {"cron": "@daily", "max_runs": 0},
+        {"cron": "@daily", "jitter_seconds": -1},
         {"other": 1},
         [],
         3,

@@ -126,6 +126,14 @@ def test_line_that_never_fires_is_refused_in_the_preview(store: Backend) -> None
             assert problem["errors"][0]["field"] == "cron"
 
 
+@pytest.mark.parametrize("wall", ["0001-01-02T00:00:00", "9999-12-30T00:00:00"])
+def test_local_time_at_the_ends_of_time_needs_an_offset(store: Backend, wall: str) -> None:
+    with running(store) as client:
+        body = {"name": "probe", "run_at": wall, "timezone": "Europe/Berlin"}
+        problem = assert_problem(client.post("/tasks", json=body), 422, "VALIDATION_422")
+    assert problem["errors"][0]["detail"] == "Too far away. Give it an offset."
+
+
 @pytest.mark.parametrize("year", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
 def test_times_at_the_ends_of_time_are_told_in_utc(store: Backend, year: str) -> None:
     zones = ("Pacific/Kiritimati", "Etc/GMT+12")

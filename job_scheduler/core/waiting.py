@@ -73,8 +73,7 @@ class Waiting:
             going = await self._database.read(_going, asked)
         for task_id in set(asked).difference(going):
             for ended in self._callers.get(task_id, ()):
-                if not ended.done():
-                    ended.set_result(None)
+                ended.set_result(None)
 
 
 def _going(connection: Connection, task_ids: Sequence[str]) -> list[str]:
