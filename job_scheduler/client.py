@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, scoped_session
 from job_scheduler import strict_json
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import BODY_MAX_BYTES, CHANNEL
-from job_scheduler.core.columns import NOW_SQL, database_now
+from job_scheduler.core.columns import NOW_SQL, database_time
 from job_scheduler.core.creation import NewTask, create_tasks
 from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
 from job_scheduler.core.schemas import TaskCreate
@@ -127,7 +127,7 @@ def _connection(session: "Session | scoped_session[Any] | Connection") -> Connec
 
 def _instant(connection: Connection, run_at: datetime | None) -> datetime:
     if run_at is None:
-        return connection.execute(select(database_now())).scalar_one()
+        return database_time(connection)
     if not isinstance(run_at, datetime):
         raise ValueError(  # noqa: TRY004 (as for every other argument)
             "run_at: Must be a datetime, or None for now."

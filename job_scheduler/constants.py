@@ -53,6 +53,9 @@ TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
 }
 
 
+WAITING = (TaskStatus.Scheduled, TaskStatus.Paused)
+"""Where a task stands that has not begun: it may still be changed, or removed."""
+
 ENDED = frozenset({TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown, TaskStatus.Cancelled})
 """Where a task stays, unless a person has it run again."""
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -148,6 +149,14 @@ async def _domain_error(_: Request, error: domain.JobSchedulerError) -> Response
     if isinstance(error, domain.Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return problem(_status(error), error.error_code, str(error), _fields(error), headers)
+
+
+def located(error: ValidationError, *place: str | int) -> list[Any]:
+    """Return what is wrong with a body, or some `place` in it, for a ``RequestValidationError``."""
+    return [
+        {**details, "loc": ("body", *place, *details["loc"])}
+        for details in error.errors(include_url=False, include_input=False)
+    ]
 
 
 async def _validation_error(_: Request, error: RequestValidationError) -> Response:

@@ -16,16 +16,12 @@ from tests.support.app import (
     parse_time,
     post,
     running,
+    shown,
 )
 from tests.support.services import wait_until
 
 MISSING = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
 FUTURE = "2031-07-01T12:00:00Z"
-
-
-def shown(client: Any, task_id: str) -> dict[str, Any]:
-    """A task as it stands."""
-    return dict(client.get(f"/tasks/{task_id}").json())
 
 
 def changed(client: Any, task_id: str, change: dict[str, Any], **headers: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tests.support.app import (
     later,
     parse_time,
     running,
+    shown,
 )
 from tests.support.receiver import Receiver
 from tests.support.services import wait_until
@@ -31,11 +32,6 @@ DEFAULTS = {
     "overlap": "skip",
     "catch_up": "latest",
 }
-
-
-def shown(client: Any, task_id: str) -> dict[str, Any]:
-    """A task as it stands."""
-    return dict(client.get(f"/tasks/{task_id}").json())
 
 
 def recurring(client: Any, **members: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from tests.support.app import (
     parse_time,
     post,
     running,
+    shown,
     task_body,
 )
 from tests.support.process_tasks import isolated
@@ -38,11 +39,6 @@ from tests.support.services import wait_until
 LOOPBACK = "127.0.0.1/32"
 KEYS = [base64.b64encode(letter * 32).decode() for letter in (b"a", b"b")]
 SECRET = ",".join(f"whsec_{key}" for key in KEYS)
-
-
-def shown(client: Any, task_id: str) -> dict[str, Any]:
-    """A task as it stands."""
-    return dict(client.get(f"/tasks/{task_id}").json())
 
 
 def runs(client: Any, task_id: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from job_scheduler.chaos.history import Asked, Row, Run, Sighting
 from job_scheduler.chaos.plan import FAR_SECONDS
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import RunOutcome, TaskStatus
-from job_scheduler.core.columns import database_now
+from job_scheduler.core.columns import database_time
 from job_scheduler.core.instances import instances
 from job_scheduler.core.records import task_runs
 from job_scheduler.core.store import tasks
@@ -164,7 +164,7 @@ def _changed_since(connection: Connection, since: datetime) -> list[tuple[dateti
 
 def _unfinished(connection: Connection) -> int:
     # Those that must not start are due much later; all others are, within seconds.
-    now = connection.execute(select(database_now())).scalar_one()
+    now = database_time(connection)
     due = func.coalesce(tasks.c.retry_at, tasks.c.run_at) <= now + _SOON
     return connection.execute(
         select(func.count()).where(
@@ -177,7 +177,7 @@ def _unfinished(connection: Connection) -> int:
 
 
 def _now(connection: Connection) -> float:
-    shown: datetime = connection.execute(select(database_now())).scalar_one()
+    shown = database_time(connection)
     return shown.timestamp()
 
 

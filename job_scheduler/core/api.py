@@ -15,10 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import ENDED, LIST_MAX_LIMIT, Sort, TaskStatus
 from job_scheduler.core import idempotency, listing, store
-from job_scheduler.core.changes import version_of
 from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
 from job_scheduler.core.filters import TaskFilter
 from job_scheduler.core.listing import Place
+from job_scheduler.core.manage_api import with_version
 from job_scheduler.core.schemas import Message, TaskCreate
 from job_scheduler.core.schemas_list import ListQuery
 from job_scheduler.core.schemas_task import Task
@@ -217,8 +217,7 @@ async def show_task(
         if row["status"] not in ENDED:
             await services.waiting.until_ended(task_id, seconds)
             row = await services.database.read(store.get_task, task_id)
-    response.headers["ETag"] = f'"{version_of(row)}"'
-    return row
+    return with_version(row, response)
 
 
 @router.delete(

@@ -10,6 +10,7 @@ from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import InvalidBatch
 from job_scheduler.constants import BATCH_FAULTS_NAMED
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
+from job_scheduler.errors import located
 from job_scheduler.exceptions import InvalidField, InvalidRequest, NamedTwice
 
 
@@ -48,7 +49,7 @@ def _documents(raw: bytes) -> Sequence[Any]:
     try:
         return TaskBatch.model_validate(strict_json.parse(raw)).tasks
     except ValidationError as error:
-        raise RequestValidationError(_located(error)) from None
+        raise RequestValidationError(located(error)) from None
 
 
 def _validated(documents: Sequence[Any]) -> list[TaskCreate]:
@@ -59,19 +60,12 @@ def _validated(documents: Sequence[Any]) -> list[TaskCreate]:
             # From attributes: what is no object is then refused in the same words as elsewhere.
             wanted.append(TaskCreate.model_validate(document, from_attributes=True))
         except ValidationError as error:
-            errors += _located(error, "tasks", index)
+            errors += located(error, "tasks", index)
             if len(errors) >= BATCH_FAULTS_NAMED:
                 break
     if errors:
         raise RequestValidationError(errors[:BATCH_FAULTS_NAMED])
     return wanted
-
-
-def _located(error: ValidationError, *place: str | int) -> list[Any]:
-    return [
-        {**details, "loc": ("body", *place, *details["loc"])}
-        for details in error.errors(include_url=False, include_input=False)
-    ]
 
 
 def _refuse(refused: Mapping[int, InvalidRequest]) -> None:

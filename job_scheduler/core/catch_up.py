@@ -13,7 +13,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Table, delete, insert, select, text, update
 
 from job_scheduler.core import overdue
-from job_scheduler.core.columns import database_now
+from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.models import CatchUp
 from job_scheduler.exceptions import NothingHeld
 
@@ -87,7 +87,7 @@ def begin(connection: Connection, covers_until: datetime, *, hold: bool) -> Catc
     One that waits goes on waiting; with `hold` one that was approved waits again.
     """
     former = _fetch(connection, _CURRENT.with_for_update())
-    now = connection.execute(select(database_now())).scalar_one()
+    now = database_time(connection)
     if former is None or former.is_over:
         connection.execute(delete(catch_up))
         values = {"missed_at": now, "covers_until": covers_until, "held_at": now if hold else None}

@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from job_scheduler.constants import RecoverPastTasks, TaskStatus
-from job_scheduler.core.columns import database_now
-from job_scheduler.core.recurring import COPIED, readable
+from job_scheduler.constants import WAITING, RecoverPastTasks, TaskStatus
+from job_scheduler.core.columns import database_now, database_time
+from job_scheduler.core.recurring import COPIED, moved_to, occurrence_at, readable
 from job_scheduler.core.store import SHOWN, TaskRow, tasks
 from job_scheduler.exceptions import (
     TaskChangedMeanwhile,
@@ -25,8 +25,6 @@ from job_scheduler.exceptions import (
     TaskNotRunnable,
     WrongState,
 )
-
-_WAITING = (TaskStatus.Scheduled, TaskStatus.Paused)
 
 
 def version_of(row: Mapping[str, Any]) -> str:
@@ -49,7 +47,7 @@ def pause_task(connection: Connection, task_id: str) -> TaskRow:
         TaskNotFound: there is none.
         TaskNotPausable: it is running, or has finished.
     """
-    row = _locked(connection, task_id, TaskNotPausable, *_WAITING)
+    row = _locked(connection, task_id, TaskNotPausable, *WAITING)
     if row["status"] == TaskStatus.Paused:
         return row
     return _change(connection, task_id, {"status": TaskStatus.Paused.value, "blocked_by": None})
@@ -64,11 +62,11 @@ def resume_task(connection: Connection, task_id: str) -> TaskRow:
         TaskNotFound: there is none.
         TaskNotResumable: it is running, or has finished.
     """
-    row = _locked(connection, task_id, TaskNotResumable, *_WAITING)
+    row = _locked(connection, task_id, TaskNotResumable, *WAITING)
     if row["status"] == TaskStatus.Scheduled:
         return row
     changes: dict[str, Any] = {"status": TaskStatus.Scheduled.value, "missed_at": None}
-    now = _now(connection)
+    now = database_time(connection)
     if row["recurrence"] is not None and row["run_at"] < now:
         changes |= _moved_on(row, now)
     return _change(connection, task_id, changes)
@@ -81,7 +79,7 @@ def run_task_now(connection: Connection, task_id: str) -> TaskRow:
         TaskNotFound: there is none.
         TaskNotRunnable: it is running and does not recur, or has finished.
     """
-    row = _locked(connection, task_id, TaskNotRunnable, *_WAITING, TaskStatus.Running)
+    row = _locked(connection, task_id, TaskNotRunnable, *WAITING, TaskStatus.Running)
     if row["recurrence"] is not None:
         copied = select(*COPIED, database_now(), tasks.c.task_id).where(tasks.c.task_id == task_id)
         columns = [*COPIED, tasks.c.run_at, tasks.c.caused_by]
@@ -89,7 +87,7 @@ def run_task_now(connection: Connection, task_id: str) -> TaskRow:
         return dict(connection.execute(copy).one()._mapping)
     if row["status"] == TaskStatus.Running:
         raise TaskNotRunnable(task_id, TaskStatus.Running)
-    now = _now(connection)
+    now = database_time(connection)
     return _change(
         connection,
         task_id,
@@ -117,7 +115,7 @@ def change_task(
     row = _locked(connection, task_id, None)
     if versions is not None and version_of(row) not in versions:
         raise TaskChangedMeanwhile(task_id)
-    if row["status"] not in _WAITING:
+    if row["status"] not in WAITING:
         raise TaskNotChangeable(task_id, TaskStatus(row["status"]))
     return _change(connection, task_id, change(row))
 
@@ -131,10 +129,7 @@ def _moved_on(row: TaskRow, now: datetime) -> dict[str, Any]:
     if recurrence is None:
         return {}
     run_at = recurrence.after_downtime(row["run_at"], now, RecoverPastTasks.Skip)
-    if run_at is None:
-        return {"missed_at": now}
-    starts_at = recurrence.starts_at(row["task_id"], run_at)
-    return {"run_at": run_at, "retry_at": starts_at, "attempt": 0}
+    return moved_to(occurrence_at(row["task_id"], recurrence, run_at), now)
 
 
 def _locked(
@@ -161,7 +156,3 @@ def _change(connection: Connection, task_id: str, changes: dict[str, Any]) -> Ta
         .returning(*SHOWN)
     )
     return dict(connection.execute(statement).one()._mapping)
-
-
-def _now(connection: Connection) -> datetime:
-    return connection.scalars(select(database_now())).one()

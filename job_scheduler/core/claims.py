@@ -17,7 +17,7 @@ from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, Overlap, TaskStatus
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime
 from job_scheduler.core.given import locked_tasks, returning
-from job_scheduler.core.store import DUE_COLUMNS, DueTask, tasks
+from job_scheduler.core.store import DUE_COLUMNS, IS_PATTERN, DueTask, tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             WHEN 'scheduled' THEN task.missed_at IS NULL
                 AND coalesce(task.retry_at, task.run_at) <= {now}
                 AND (coalesce(task.concurrency_key, task.blocked_by) IS NULL OR given.admitted
-                    OR task.recurrence ->> 'overlap' = '{Overlap.Allow.value}')
+                    OR {IS_PATTERN})
             WHEN 'running' THEN task.claim_token = given.token""",
         skip_locked=not repeated,
     )

@@ -6,11 +6,13 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Connection,
     DateTime,
     Dialect,
     String,
     Text,
     TypeDecorator,
+    select,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
@@ -66,6 +68,12 @@ class new_uuid(ColumnElement[str]):  # noqa: N801 (reads as the SQL function it 
 
     type = String(36)
     inherit_cache = True
+
+
+def database_time(connection: Connection) -> datetime:
+    """Return the time by the database's clock."""
+    now: datetime = connection.execute(select(database_now())).scalar_one()
+    return now
 
 
 NOW_SQL = {

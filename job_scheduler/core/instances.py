@@ -8,7 +8,7 @@ from typing import cast
 from sqlalchemy import Connection, Table, delete, insert, select, text, update
 
 from job_scheduler.constants import InstanceState
-from job_scheduler.core.columns import database_now
+from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.models import Instance
 from job_scheduler.process import ProcessIdentity
 
@@ -173,7 +173,7 @@ def started_at(connection: Connection, instance_id: str) -> datetime:
 
 def forget_long_dead(connection: Connection, age: timedelta) -> None:
     """Remove instances that died longer than `age` ago: each start adds one."""
-    now = connection.execute(select(database_now())).scalar_one()
+    now = database_time(connection)
     connection.execute(
         delete(instances).where(
             instances.c.state == InstanceState.Dead.value,

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Table, bindparam, func, literal_column, selec
 from job_scheduler import strict_json
 from job_scheduler.core import claims
 from job_scheduler.core.claims import Claim, ClaimRequest
-from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now
+from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_time
 from job_scheduler.core.given import locked_tasks
 from job_scheduler.core.limits import (
     HANDLER,
@@ -74,7 +74,7 @@ def usage_of(connection: Connection, names: Collection[str]) -> Usage:
     """Return how far these limits are taken up."""
     rates = [name for name in names if name.startswith(RATE)]
     return Usage(
-        connection.execute(select(database_now())).scalar_one(),
+        database_time(connection),
         _running(connection) if names else Counter(),
         _following(connection, rates) if rates else {},
     )

@@ -20,7 +20,7 @@ from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import Services, ServicesDep, TaskIdDep
-from job_scheduler.errors import problems
+from job_scheduler.errors import located, problems
 from job_scheduler.exceptions import (
     InvalidField,
     TaskChangedMeanwhile,
@@ -90,7 +90,7 @@ async def change_task(
             changes.change_task, task_id, partial(_changed, services, change), versions
         )
     services.sweep.wake()
-    return _with_version(row, response)
+    return with_version(row, response)
 
 
 @router.post(
@@ -141,7 +141,8 @@ async def run_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
     return row
 
 
-def _with_version(row: TaskRow, response: Response) -> TaskRow:
+def with_version(row: TaskRow, response: Response) -> TaskRow:
+    """Return a task, and its version in the answer's ``ETag``."""
     response.headers["ETag"] = f'"{changes.version_of(row)}"'
     return row
 
@@ -166,12 +167,7 @@ def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[s
     try:
         wanted = TaskCreate.model_validate(_request_of(row, change) | change)
     except ValidationError as error:
-        raise RequestValidationError(
-            [
-                {**fault, "loc": ("body", *fault["loc"])}
-                for fault in error.errors(include_url=False, include_input=False)
-            ]
-        ) from None
+        raise RequestValidationError(located(error)) from None
     if (refusal := services.refusal_of(wanted)) is not None:
         raise refusal
     members = changed_members(services.new_task(wanted, row["task_id"]))

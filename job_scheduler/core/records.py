@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from job_scheduler import strict_json
 from job_scheduler.constants import RunOutcome, TaskStatus
 from job_scheduler.core.claims import Run
-from job_scheduler.core.columns import database_now, written
+from job_scheduler.core.columns import database_now, database_time, written
 from job_scheduler.core.hooks import hook_of
 from job_scheduler.core.models import TaskRun
 from job_scheduler.core.outcomes import Decision, Outcome, decide
@@ -60,7 +60,7 @@ def record(
     is left alone, and its record does not stand.
     """
     recurs = any(entry.ends_occurrence for entry in records)
-    now = connection.scalars(select(database_now())).one() if recurs else None
+    now = database_time(connection) if recurs else None
     dialect = connection.dialect.name
     members = [_given(entry, now, dialect) for entry in records]
     has_hooks = any("hook" in each for each in members)

@@ -17,14 +17,14 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from job_scheduler.clock import in_iso_8601
 from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
 from job_scheduler.core import catch_up, instances, overdue, recurring
 from job_scheduler.core.catch_up import CatchUpRow
-from job_scheduler.core.columns import database_now
+from job_scheduler.core.columns import database_time
 from job_scheduler.core.instances import InstanceRow, Member
 from job_scheduler.core.overdue import Overdue
 from job_scheduler.core.recurring import Passed
@@ -244,12 +244,6 @@ def _situation(connection: Connection, started: datetime) -> tuple[Overdue, Catc
 def approved_until(former: CatchUpRow | None) -> datetime | None:
     """Return up to which downtime a person has approved that missed tasks are run."""
     return None if former is None or former.approved_at is None else former.covers_until
-
-
-def database_time(connection: Connection) -> datetime:
-    """Return the time by the database's clock."""
-    now: datetime = connection.execute(select(database_now())).scalar_one()
-    return now
 
 
 def _missed(period: str, instant: datetime) -> str:

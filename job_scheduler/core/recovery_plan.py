@@ -8,9 +8,9 @@ from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import InstanceState, RecoveryAction
 from job_scheduler.core import catch_up, instances, overdue
 from job_scheduler.core.catch_up import CatchUpRow
-from job_scheduler.core.columns import UtcDateTime
+from job_scheduler.core.columns import UtcDateTime, database_time
 from job_scheduler.core.overdue import NEW_SQL, OVERDUE_SQL, Overdue
-from job_scheduler.core.recovery import Rules, approved_until, database_time, decide
+from job_scheduler.core.recovery import Rules, approved_until, decide
 from job_scheduler.core.schemas_recovery import (
     AgeCount,
     CatchUpState,

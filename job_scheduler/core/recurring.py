@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, select, text, update
 
 from job_scheduler.constants import RecoverPastTasks, TaskStatus
 from job_scheduler.core.claims import Run
-from job_scheduler.core.columns import database_now
+from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.models import DUE_WHERE
 from job_scheduler.core.overdue import BATCH, send_failed_hooks
 from job_scheduler.core.recurrence import Recurrence
@@ -52,7 +52,7 @@ def following_of(run: Run, now: datetime) -> Occurrence | None:
     if recurrence is None:
         return None
     runs = (run.run_count or 0) + 1
-    return _occurrence(
+    return occurrence_at(
         run.task_id, recurrence, recurrence.following(run.run_at, run.started_at, now, runs)
     )
 
@@ -91,19 +91,17 @@ def pass_missed(
     ).all()
     if not rows:
         return Passed(0, None)
-    now = connection.scalars(select(database_now())).one()
+    now = database_time(connection)
     fails = policy is RecoverPastTasks.Fail
     passed = list(_passed(rows, policy, now))
     for one, occurrence in passed:
         changes: dict[str, Any] = {"updated_at": database_now()}
         if fails:
             changes |= {"result": reason, "last_status": TaskStatus.Failed.value}
-        if occurrence is not None:
-            changes |= {"run_at": occurrence.run_at, "retry_at": occurrence.starts_at, "attempt": 0}
-        elif fails:
+        if occurrence is None and fails:
             changes |= {"status": TaskStatus.Failed.value, "finished_at": database_now()}
         else:
-            changes |= {"missed_at": now}
+            changes |= moved_to(occurrence, now)
         connection.execute(update(tasks).where(tasks.c.task_id == one.task_id).values(changes))
     if fails:
         send_failed_hooks(connection, [one for one, _ in passed], reason)
@@ -128,8 +126,20 @@ def _passed(
             continue  # It has begun in time: what was missed is a repetition.
         run_at = recurrence.after_downtime(row.run_at, now, policy)
         if run_at != row.run_at:
-            yield row, _occurrence(row.task_id, recurrence, run_at)
+            yield row, occurrence_at(row.task_id, recurrence, run_at)
 
 
-def _occurrence(task_id: str, recurrence: Recurrence, run_at: datetime | None) -> Occurrence | None:
+def moved_to(occurrence: Occurrence | None, now: datetime) -> dict[str, Any]:
+    """Return the columns of a task that waits for an occurrence, or that is set aside: there is
+    none.
+    """
+    if occurrence is None:
+        return {"missed_at": now}
+    return {"run_at": occurrence.run_at, "retry_at": occurrence.starts_at, "attempt": 0}
+
+
+def occurrence_at(
+    task_id: str, recurrence: Recurrence, run_at: datetime | None
+) -> Occurrence | None:
+    """Return a task's occurrence of this time, if there is one."""
     return None if run_at is None else Occurrence(run_at, recurrence.starts_at(task_id, run_at))

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from job_scheduler.constants import TaskStatus
-from job_scheduler.core.columns import database_now
+from job_scheduler.core.columns import database_time
 from job_scheduler.core.store import tasks, tasks_after
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable
@@ -131,7 +131,7 @@ class Retention:
 
 def _look(connection: Connection, ages: Ages, after: Place | None, limit: int) -> _Page:
     """Look at up to `limit` rows behind `after`, in the order of the list's index."""
-    now = connection.execute(select(database_now())).scalar_one()
+    now = database_time(connection)
     conditions = [tasks.c.run_at < now - min(ages.values())]
     if after is not None:
         conditions.append(tasks_after(after))
@@ -154,7 +154,7 @@ def _remove(connection: Connection, ages: Ages, task_ids: Sequence[str]) -> int:
     Their rows are locked in the order of their ids, and none is waited for: so it cannot
     deadlock with a claim, a rescue or another instance's retention.
     """
-    now = connection.execute(select(database_now())).scalar_one()
+    now = database_time(connection)
     locked = connection.scalars(
         select(tasks.c.task_id)
         .where(tasks.c.task_id.in_(task_ids), _expired(ages, now))

@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from job_scheduler.constants import CHANNEL, PRIORITY_MAX, Overlap, TaskStatus
+from job_scheduler.constants import CHANNEL, PRIORITY_MAX, WAITING, Overlap, TaskStatus
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now, later_sql
 from job_scheduler.core.given import returning
 from job_scheduler.core.models import DUE_WHERE, ScheduledTask
@@ -36,7 +36,8 @@ SHOWN = [column for column in tasks.c if column.name not in ("claim_token", "exp
 TaskRow = dict[str, Any]
 HANDLER, WEBHOOK, COMMAND, PATTERN = "handler", "webhook", "command", "pattern"
 """The kinds of what a task runs. A pattern makes a task of each occurrence, and runs nothing."""
-_IS_PATTERN = f"recurrence ->> 'overlap' = '{Overlap.Allow.value}'"
+IS_PATTERN = f"recurrence ->> 'overlap' = '{Overlap.Allow.value}'"
+"""The condition on a task's row that makes it one, in both dialects."""
 DUE_AT = func.coalesce(tasks.c.retry_at, tasks.c.run_at)
 """When a scheduled task is to start."""
 HANDLER_NAME = case((tasks.c.webhook.is_(None) & tasks.c.command.is_(None), tasks.c.name))
@@ -45,10 +46,10 @@ _DUE_SQL = {
     "due": "coalesce(retry_at, run_at)",
     "task_id": "task_id",
     "name": "name",
-    "kind": f"CASE WHEN {_IS_PATTERN} THEN '{PATTERN}' WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
+    "kind": f"CASE WHEN {IS_PATTERN} THEN '{PATTERN}' WHEN webhook IS NOT NULL THEN '{WEBHOOK}' "
     f"WHEN command IS NOT NULL THEN '{COMMAND}' ELSE '{HANDLER}' END",
     "priority": "priority",
-    "is_limited": f"concurrency_key IS NOT NULL AND ({_IS_PATTERN}) IS NOT TRUE",
+    "is_limited": f"concurrency_key IS NOT NULL AND ({IS_PATTERN}) IS NOT TRUE",
 }
 """What a ``DueTask`` is made of, for statements written as text."""
 DUE_COLUMNS = [
@@ -101,7 +102,7 @@ def delete_task(connection: Connection, task_id: str) -> None:
         TaskNotFound: there is none.
         TaskNotDeletable: it is running or finished.
     """
-    waits = tasks.c.status.in_(["scheduled", "paused"])
+    waits = tasks.c.status.in_([status.value for status in WAITING])
     deletion = delete(tasks).where(tasks.c.task_id == task_id, waits)
     if connection.execute(deletion).rowcount:
         return
@@ -120,7 +121,7 @@ def request_cancellation(connection: Connection, task_id: str) -> TaskRow:
         TaskNotFound: there is none.
         TaskNotCancellable: it has finished.
     """
-    waits = tasks.c.status.in_(["scheduled", "paused"])
+    waits = tasks.c.status.in_([status.value for status in WAITING])
     now = database_now()
     request = (
         update(tasks)

@@ -154,6 +154,11 @@ def running(
         yield client
 
 
+def shown(client: Any, task_id: str) -> dict[str, Any]:
+    """A task as it stands."""
+    return dict(client.get(f"/tasks/{task_id}").json())
+
+
 def services_of(client: TestClient) -> Services:
     """The parts of the service that runs behind a client in this process."""
     services = client.app_state["services"]
