@@ -183,6 +183,8 @@ class CatchUp(StrEnum):
 
 CHANNEL = "job_scheduler"
 """The channel of PostgreSQL's NOTIFY on which a hint about a new task is given."""
+PREPARED = "prepared"
+"""The option of a statement that PostgreSQL plans once for each connection."""
 
 MAX_ATTEMPTS_LIMIT = 1_000
 """Attempts that a task may be given, at most."""

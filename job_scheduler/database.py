@@ -245,4 +245,5 @@ def build_engine(
         **json,
     )
     event.listen(engine, "connect", postgresql.configure)
+    event.listen(engine, "do_execute", postgresql.execute_prepared)
     return engine

@@ -92,15 +92,12 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.include_router(api.router)
-    app.include_router(batch_api.router)
-    app.include_router(times_api.router)
-    app.include_router(manage_api.router)
-    app.include_router(runs_api.router)
-    app.include_router(handlers_api.router)
-    app.include_router(recovery_api.router)
-    app.include_router(health.router)
-    app.include_router(metrics_api.router)
+    for module in (
+        *(api, batch_api, times_api, manage_api, runs_api),
+        *(handlers_api, recovery_api, health, metrics_api),
+    ):
+        # The routes themselves: an included router is gone through for each request anew.
+        app.router.routes.extend(module.router.routes)
     app.state.registry = registry
     add_docs(app)
     add_error_handlers(app)

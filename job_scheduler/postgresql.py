@@ -1,12 +1,15 @@
 """Connections to PostgreSQL: every wait is bounded, and each can be cut off while it waits."""
 
+import re
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from psycopg2.extensions import connection, cursor, new_type, register_type
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExecutionContext
 
 from job_scheduler.calls import Line
+from job_scheduler.constants import PREPARED
 
 CONNECT_SECONDS = 5
 
@@ -23,6 +26,8 @@ class CuttableConnection(connection):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.prepared: dict[str, str] = {}
+        """What is executed in place of a statement that is prepared already."""
         self._line = Line(self.fileno())
         # Also when it is dropped without being closed.
         weakref.finalize(self, self._line.close)
@@ -42,6 +47,32 @@ class CuttableConnection(connection):
 def configure(connected: connection, _record: object) -> None:
     """Set a new connection up, after SQLAlchemy has."""
     register_type(_UUID_AS_TEXT, connected)
+
+
+_PARAMETER = re.compile(r"%\((?P<name>\w+)\)s|%%")
+
+
+def execute_prepared(
+    cursor: cursor, statement: str, parameters: Mapping[str, Any], context: ExecutionContext
+) -> bool:
+    """Execute a statement that is to be ``PREPARED``; False for any other, which is left alone.
+
+    To plan one of ours takes PostgreSQL as long as to carry it out for a single task. The driver
+    prepares nothing by itself: see PostgreSQL's "PREPARE". It lasts as long as the connection.
+    """
+    if not context.execution_options.get(PREPARED):
+        return False
+    prepared = cursor.connection.prepared  # type: ignore[attr-defined]
+    if statement not in prepared:
+        names = [name for name in dict.fromkeys(_PARAMETER.findall(statement)) if name]
+        numbered = _PARAMETER.sub(
+            lambda found: f"${names.index(found['name']) + 1}" if found["name"] else "%", statement
+        )
+        name = f"statement_{len(prepared) + 1}"
+        cursor.execute(f"PREPARE {name} AS {numbered}")
+        prepared[statement] = f"EXECUTE {name} ({', '.join(f'%({each})s' for each in names)})"
+    cursor.execute(prepared[statement], parameters)
+    return True
 
 
 def connect_arguments(url: URL, connect_seconds: int = CONNECT_SECONDS) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, Integer, Text, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
@@ -20,6 +20,7 @@ from job_scheduler.calls import Call, Line
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.columns import UtcDateTime
+from job_scheduler.core.given import batched
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine
 from job_scheduler.exceptions import ConfigurationError, DatabaseUnavailable
@@ -269,6 +270,45 @@ def test_line_that_is_dropped_while_another_is_used_holds_nobody_up() -> None:
         using.join(10)
         assert not using.is_alive()
         line.close()
+
+
+@only_postgresql
+def test_statement_for_batches_is_planned_once_for_each_connection(store: Backend) -> None:
+    statement = batched(
+        "postgresql",
+        "SELECT :first || '%' AS text, CAST(:second AS integer) + length(:first) AS number",
+        {"text": Text(), "number": Integer()},
+    )
+    plans = text("SELECT name, statement FROM pg_prepared_statements")
+    with store.database() as database:
+        for _ in range(2):
+            with database.reading() as connection:
+                for word, number in (("a", 1), ("b'c", 2)):
+                    given = {"first": word, "second": number}
+                    found = connection.execute(statement, given).one()
+                    assert found == (f"{word}%", number + len(word))
+                (plan,) = connection.execute(plans)
+                assert "$1 || '%' AS text, CAST($2 AS integer) + length($1)" in plan.statement
+        with database.reading() as connection, pytest.raises(DBAPIError, match="integer"):
+            connection.execute(statement, {"first": "a", "second": "x"})
+        with database.reading() as first, database.reading() as second:
+            for connection in (first, second):
+                connection.execute(statement, {"first": "a", "second": 1})
+                assert len(connection.execute(plans).all()) == 1
+
+
+@only_postgresql
+def test_statement_that_cannot_be_prepared_is_a_mistake_and_the_next_one_is_not(
+    store: Backend,
+) -> None:
+    wrong = batched("postgresql", "SELECT :one AS number FROM no_such_table", {"number": Integer()})
+    right = batched("postgresql", "SELECT CAST(:one AS integer) AS number", {"number": Integer()})
+    with store.database() as database:
+        for _ in range(2):
+            with pytest.raises(ProgrammingError), database.reading() as connection:
+                connection.execute(wrong, {"one": 1})
+            with database.reading() as connection:
+                assert connection.execute(right, {"one": 1}).scalar_one() == 1
 
 
 @only_postgresql

@@ -225,6 +225,8 @@ async def _serve(make: Callable[[], Peer], reply: Callable[[Answer], None]) -> N
             try:
                 answer = await getattr(peer, command.pop("do"))(**command)
             except Exception as error:  # noqa: BLE001 (whatever it is, the benchmark shows it)
+                while isinstance(error, ExceptionGroup):
+                    error = error.exceptions[0]
                 reply({"error": f"{type(error).__name__}: {error}"[:600]})
                 continue
             reply(answer if isinstance(answer, dict) else {"value": answer})

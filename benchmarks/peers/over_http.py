@@ -145,7 +145,7 @@ class Connection:
 
     async def post(self, path: str, content: bytes) -> bytes:
         """Post JSON and return the answer's body."""
-        if self._streams is None:
+        if self._streams is None or self._streams[0].at_eof():  # closed: it was idle for too long
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
         writer.write(

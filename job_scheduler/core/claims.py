@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Row, case, func, select
 
 from job_scheduler import strict_json
 from job_scheduler.constants import OnCrash, Overlap, TaskStatus
-from job_scheduler.core.columns import NOW_SQL, UtcDateTime
-from job_scheduler.core.given import locked_tasks, returning
+from job_scheduler.core.columns import NOW_SQL
+from job_scheduler.core.given import batched, locked_tasks
 from job_scheduler.core.store import DUE_COLUMNS, IS_PATTERN, DueTask, tasks
 
 
@@ -169,6 +169,25 @@ def _members(row: Sequence[Any]) -> tuple[Any, ...]:
 _MEMBERS = {"task_id": "uuid", "token": "uuid", "admitted": "boolean"}
 
 
+_CLAIMED = {
+    column.name: column.type
+    for column in (
+        *RUN_COLUMNS,
+        tasks.c.payload,
+        tasks.c.retry_delay,
+        tasks.c.retry_max_delay,
+        tasks.c.start_before,
+        tasks.c.timeout,
+        tasks.c.webhook,
+        tasks.c.command,
+        tasks.c.expects_handler,
+        tasks.c.concurrency_key,
+    )
+}
+"""What a ``Claim`` is made of: its members, in their order."""
+_MADE = {"due": DUE_SQL, "payload": "coalesce(payload, '{}')"}
+
+
 def _claim_statement(dialect: str, *, repeated: bool) -> Any:
     now = NOW_SQL[dialect]
     due = locked_tasks(
@@ -185,7 +204,7 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
     )
     # Collides with whoever declares this instance dead, and not with its heartbeat.
     alive_lock = "FOR KEY SHARE" if dialect == "postgresql" else ""
-    return returning(
+    return batched(
         dialect,
         f"""
         WITH due AS MATERIALIZED ({due})
@@ -206,22 +225,9 @@ def _claim_statement(dialect: str, *, repeated: bool) -> Any:
             SELECT 1 FROM instances
             WHERE instances.instance_id = :instance_id AND instances.state = 'alive' {alive_lock}
         )
-        RETURNING task_id, claim_token, instance_id, attempt, max_attempts, on_crash,
-            {DUE_SQL} AS due, started_at, name, on_done, on_failed, run_at, recurrence, run_count,
-            coalesce(payload, '{{}}') AS payload, retry_delay, retry_max_delay, start_before,
-            timeout, webhook, command, expects_handler, concurrency_key
+        RETURNING {", ".join(f"{_MADE.get(name, name)} AS {name}" for name in _CLAIMED)}
         """,  # noqa: S608 (made of constants)
-        on_done=tasks.c.on_done.type,
-        on_failed=tasks.c.on_failed.type,
-        run_at=UtcDateTime,
-        recurrence=tasks.c.recurrence.type,
-        webhook=tasks.c.webhook.type,
-        command=tasks.c.command.type,
-        payload=tasks.c.payload.type,
-        retry_delay=tasks.c.retry_delay.type,
-        start_before=UtcDateTime,
-        due=UtcDateTime,
-        started_at=UtcDateTime,
+        _CLAIMED,
     )
 
 

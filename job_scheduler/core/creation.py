@@ -15,7 +15,7 @@ from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchKeyReused
 from job_scheduler.constants import Overlap
 from job_scheduler.core.columns import NOW_SQL, written
-from job_scheduler.core.given import given_rows, returning
+from job_scheduler.core.given import batched, given_rows
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_when import RECURRENCE_FIELDS
 from job_scheduler.core.store import (
@@ -257,14 +257,14 @@ def _insert_statement(dialect: str, *, recurs: bool) -> Any:
     # WHERE true: SQLite would else take the ON for the condition of a join.
     columns = _MEMBERS | _OF_RECURRING if recurs else _MEMBERS
     names = ", ".join(columns)
-    return returning(
+    return batched(
         dialect,
         f"""INSERT INTO scheduled_tasks ({names})
         SELECT {names} FROM {given_rows(dialect, columns)} WHERE true
         ON CONFLICT DO NOTHING
         RETURNING CAST(task_id AS text) AS task_id, {", ".join(_DECIDED)}
         """,  # noqa: S608 (made of constants)
-        **_DECIDED,
+        {"task_id": tasks.c.task_id.type} | _DECIDED,
     )
 
 

@@ -6,7 +6,10 @@ A batch is given as one JSON parameter, ``:given``, so that a statement's text n
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextualSelect, column, text
+from sqlalchemy.types import NULLTYPE, TypeEngine
+
+from job_scheduler.constants import PREPARED
 
 
 def given_rows(dialect: str, columns: Mapping[str, str]) -> str:
@@ -47,9 +50,19 @@ def locked_tasks(
         ORDER BY task.task_id {lock}"""  # noqa: S608 (made of constants)
 
 
-def returning(dialect: str, statement: str, **types: Any) -> Any:
-    """Return a statement, with the types of the columns that SQLite's driver cannot make by itself.
+def returning(
+    dialect: str, statement: str, columns: Mapping[str, TypeEngine[Any]]
+) -> TextualSelect:
+    """Return a statement that answers these columns, in this order.
 
-    PostgreSQL's can, and is much faster.
+    Since they are named, how a row is read is worked out once, not for each batch anew. The types
+    are for SQLite's driver: PostgreSQL's makes the values by itself, and is much faster.
     """
-    return text(statement).columns(**types) if dialect == "sqlite" else text(statement)
+    is_sqlite = dialect == "sqlite"
+    typed = [column(name, kind if is_sqlite else NULLTYPE) for name, kind in columns.items()]
+    return text(statement).columns(*typed)
+
+
+def batched(dialect: str, statement: str, columns: Mapping[str, TypeEngine[Any]]) -> TextualSelect:
+    """Return a statement as ``returning`` does, of which PostgreSQL keeps the plan."""
+    return returning(dialect, statement, columns).execution_options(**{PREPARED: True})

@@ -5,8 +5,8 @@ from typing import Any
 from sqlalchemy import text
 
 from job_scheduler.core.claims import DUE_SQL
-from job_scheduler.core.columns import NOW_SQL, later_sql
-from job_scheduler.core.given import locked_tasks
+from job_scheduler.core.columns import NOW_SQL, UUID_TYPE, later_sql
+from job_scheduler.core.given import batched, locked_tasks
 from job_scheduler.core.hooks import HOOK_ATTEMPTS, ON_DONE, ON_FAILED
 from job_scheduler.core.recurring import COPIED
 
@@ -127,11 +127,12 @@ def _statements(dialect: str, *, skip_locked: bool, has_hooks: bool, recurs: boo
         *([spawn, advance] if recurs else []),
         move,
     ]
-    answer = "SELECT claim_token FROM standing"
+    answer, answered = "SELECT claim_token FROM standing", {"claim_token": UUID_TYPE}
     if dialect == "postgresql":
         named = (f"changed_{number} AS ({change})" for number, change in enumerate(changes))
-        return [text(f"{', '.join((standing, *named))} {answer}")]
-    return [text(f"{standing} {each}") for each in (answer, *changes)]
+        return [batched(dialect, f"{', '.join((standing, *named))} {answer}", answered)]
+    found_first = batched(dialect, f"{standing} {answer}", answered)
+    return [found_first, *(text(f"{standing} {change}") for change in changes)]
 
 
 RECORD = {

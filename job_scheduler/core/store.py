@@ -190,7 +190,8 @@ def _due_statement(dialect: str, *, urgent: bool) -> Any:
     parts = [first(f"priority > 0 AND priority = {level}") for level in range(PRIORITY_MAX, 0, -1)]
     if not urgent:
         parts.append(first("priority = 0"))
-    return returning(dialect, f"{' UNION ALL '.join(parts)} LIMIT :limit", due=UtcDateTime)
+    types = {column.name: column.type for column in DUE_COLUMNS}
+    return returning(dialect, f"{' UNION ALL '.join(parts)} LIMIT :limit", types)
 
 
 _DUE = {
