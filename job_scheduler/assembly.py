@@ -20,7 +20,7 @@ from job_scheduler.constants import BATCH_BODY_MAX_BYTES, InstanceState
 from job_scheduler.core import instances
 from job_scheduler.core.cancellation import Cancellation
 from job_scheduler.core.claims import Claim
-from job_scheduler.core.creation import NewTask, create_tasks
+from job_scheduler.core.creation import create_tasks
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.handlers.built_in import with_built_in
 from job_scheduler.core.handlers.calling import Caller
@@ -30,6 +30,7 @@ from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
 from job_scheduler.core.locks import InProcessLock, TaskLock
 from job_scheduler.core.loop import Loop
+from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.places import Place
 from job_scheduler.core.progress import ProgressBoard
 from job_scheduler.core.recovery import Rules, start_up

@@ -37,8 +37,9 @@ class BatchConflict(TaskConflict):
     """Some tasks of a batch, given by their index, exist already with other bodies."""
 
     def __init__(self, conflicts: Mapping[int, TaskConflict]) -> None:
+        self.error_code = next(iter(conflicts.values())).error_code
         faults = _located(
-            {index: [Fault("body", "task_id", str(one))] for index, one in conflicts.items()}
+            {index: [Fault("body", one.field, str(one))] for index, one in conflicts.items()}
         )
         super(TaskConflict, self).__init__(_in_words(faults))
         self.faults = faults[:BATCH_FAULTS_NAMED]

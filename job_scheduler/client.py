@@ -25,8 +25,9 @@ from job_scheduler import strict_json
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import BODY_MAX_BYTES, CHANNEL
 from job_scheduler.core.columns import NOW_SQL, database_time
-from job_scheduler.core.creation import NewTask, create_tasks
+from job_scheduler.core.creation import create_tasks
 from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
+from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import TaskRow, tasks
 from job_scheduler.exceptions import InvalidBody, TaskConflict

@@ -169,6 +169,19 @@ class Overlap(StrEnum):
     Allow = "allow"
 
 
+class OnConflict(StrEnum):
+    """What becomes of a request whose ``unique_key`` a task has that has not ended yet.
+
+    ``reject``: it is refused. ``return``: that task is the answer. ``replace``: that task becomes
+    what the request asks for. ``reschedule``: it takes over the request's time alone.
+    """
+
+    Reject = "reject"
+    Return = "return"
+    Replace = "replace"
+    Reschedule = "reschedule"
+
+
 class CatchUp(StrEnum):
     """What becomes of occurrences that were missed, since nobody was there to run them.
 

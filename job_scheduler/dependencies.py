@@ -10,13 +10,13 @@ from job_scheduler.admission import Admission
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
-from job_scheduler.core.creation import NewTask
 from job_scheduler.core.dispatcher import Dispatcher
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.locks import TaskLock
 from job_scheduler.core.loop import Loop
+from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.release import Release
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.shutdown import Shutdown

@@ -9,7 +9,8 @@
     │   ├── InvalidPayload          what the handler cannot take
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
-    ├── TaskNotFound, TaskConflict
+    ├── TaskNotFound
+    ├── TaskConflict ── UniqueKeyTaken
     ├── WrongState: TaskNotDeletable, TaskNotCancellable, TaskNotRetryable, TaskNotPausable,
     │       TaskNotResumable, TaskNotRunnable, TaskNotChangeable
     ├── TaskChangedMeanwhile
@@ -28,7 +29,7 @@ stands in ``errors.py`` alone.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from job_scheduler.constants import TaskStatus
+from job_scheduler.constants import OnConflict, TaskStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,7 @@ class TaskConflict(JobSchedulerError):
     """A task with the caller's own id exists already, with another body."""
 
     error_code = "TASK_CREATE_409"
+    field = "task_id"
 
     def __init__(self, task_id: str) -> None:
         super().__init__(
@@ -273,6 +275,38 @@ class TaskConflict(JobSchedulerError):
             "Repeat the same body, or choose a new task_id."
         )
         self.task_id = task_id
+
+
+class UniqueKeyTaken(TaskConflict):
+    """Another task has the unique_key, and has not ended."""
+
+    error_code = "TASK_UNIQUE_409"
+    field = "unique_key"
+
+    def __init__(self, detail: str) -> None:
+        super(TaskConflict, self).__init__(detail)
+        self.faults = [Fault("body", self.field, detail)]
+
+    @classmethod
+    def by(
+        cls, task_id: str, status: TaskStatus, unique_key: str, asked: OnConflict
+    ) -> "UniqueKeyTaken":
+        """Return it, built from the task that has the key."""
+        has = f"Task {task_id} has the unique_key {unique_key!r}, and is {status.value}"
+        if asked is OnConflict.Reject:
+            return cls(
+                f"{has}. Repeat the request when it has ended, or say by on_conflict what is to "
+                "be done with it: return, replace or reschedule."
+            )
+        return cls(f"{has}: too late to {asked.value} it. Repeat the request when it has ended.")
+
+    @classmethod
+    def again(cls, task_id: str) -> "UniqueKeyTaken":
+        """Return it for a task that is to be scheduled again, or to get the key."""
+        return cls(
+            f"Another task has the unique_key of task {task_id}, and has not ended. Nothing was "
+            "changed. Wait until it has, or cancel it."
+        )
 
 
 class TaskNotCreated(JobSchedulerError):

@@ -14,8 +14,9 @@ from sqlalchemy.engine import ExceptionContext, make_url
 from job_scheduler.constants import InstanceState
 from job_scheduler.core import claims, instances
 from job_scheduler.core.claims import Claim, ClaimRequest
-from job_scheduler.core.creation import NewTask, create_tasks
+from job_scheduler.core.creation import create_tasks
 from job_scheduler.core.instances import Member
+from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.outcomes import Succeeded, decide
 from job_scheduler.core.records import Record, record
 from job_scheduler.core.rescue import rescue_orphans

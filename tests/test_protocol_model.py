@@ -28,8 +28,9 @@ from sqlalchemy import event, select, text
 
 from job_scheduler.constants import TRANSITIONS, RecoverPastTasks, TaskStatus
 from job_scheduler.core import store as statements
-from job_scheduler.core.creation import NewTask, create_tasks
+from job_scheduler.core.creation import create_tasks
 from job_scheduler.core.instances import instances
+from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.outcomes import CutOff, Failed
 from job_scheduler.core.records import task_runs
 from job_scheduler.core.schemas import TaskCreate

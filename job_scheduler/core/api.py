@@ -36,6 +36,7 @@ from job_scheduler.exceptions import (
     TaskNotCreated,
     TaskNotDeletable,
     TaskNotDeleted,
+    UniqueKeyTaken,
 )
 from job_scheduler.identifiers import new_task_id, parse_uuid, task_id_of_key
 
@@ -67,6 +68,10 @@ _LINKS = {
     status_code=201,
     response_model=Task,
     responses={
+        200: {
+            "model": Task,
+            "description": "The task that has the `unique_key` already, as `on_conflict` asks.",
+        },
         201: {
             "headers": {
                 "Location": {"description": "The task's address.", "schema": {"type": "string"}}
@@ -104,11 +109,18 @@ async def create_task(
         with services.timer.reserved(new.due):
             stored = await services.creates.submit(new)
             if isinstance(stored, TaskConflict):
-                raise stored if key is None else IdempotencyKeyReused(key)
+                if key is None or isinstance(stored, UniqueKeyTaken):
+                    raise stored
+                raise IdempotencyKeyReused(key)
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
-    response.headers["Location"] = f"{request.scope['path']}/{task_id}"
+    if stored["task_id"] != task_id:
+        # Another task has its unique_key. The timer may know another time of that.
+        with services.timer.withdrawn(stored["task_id"]):
+            services.sweep.wake()
+        response.status_code = HTTPStatus.OK
+    response.headers["Location"] = f"{request.scope['path']}/{stored['task_id']}"
     return stored
 
 

@@ -20,8 +20,9 @@ from job_scheduler.bodies import declared_size, read_json
 from job_scheduler.constants import BATCH_BODY_MAX_BYTES
 from job_scheduler.core import idempotency
 from job_scheduler.core.batch_body import parse
-from job_scheduler.core.creation import NewTask, create_all
+from job_scheduler.core.creation import create_all
 from job_scheduler.core.fields import EXAMPLE_ID
+from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import DueTask, TaskRow

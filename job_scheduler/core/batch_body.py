@@ -24,7 +24,7 @@ def parse(
     Raises:
         InvalidBody: it is no JSON that can be taken.
         RequestValidationError: it does not have the form of a batch.
-        InvalidBatch: tasks are refused, or one task_id stands there twice.
+        InvalidBatch: tasks are refused, or one task_id, or unique_key, stands there twice.
         NamedTwice: there is a key, and a task_id.
     """
     wanted = _validated(_documents(raw))
@@ -35,10 +35,10 @@ def parse(
             if (refusal := refusal_of(task)) is not None
         }
     )
-    ids = [task.task_id for task in wanted]
-    if keyed and any(ids):
+    if keyed and any(task.task_id for task in wanted):
         raise NamedTwice
-    _refuse(_repetitions(ids))
+    for name in ("task_id", "unique_key"):
+        _refuse(_repetitions(name, [getattr(task, name) for task in wanted]))
     return wanted
 
 
@@ -73,10 +73,10 @@ def _refuse(refused: Mapping[int, InvalidRequest]) -> None:
         raise InvalidBatch(refused)
 
 
-def _repetitions(ids: Sequence[str | None]) -> dict[int, InvalidRequest]:
+def _repetitions(name: str, values: Sequence[str | None]) -> dict[int, InvalidRequest]:
     first: dict[str, int] = {}
     return {
-        index: InvalidField("body", "task_id", f"The same task_id as that of tasks.{before}.")
-        for index, task_id in enumerate(ids)
-        if task_id is not None and (before := first.setdefault(task_id, index)) != index
+        index: InvalidField("body", name, f"The same {name} as that of tasks.{before}.")
+        for index, value in enumerate(values)
+        if value is not None and (before := first.setdefault(value, index)) != index
     }

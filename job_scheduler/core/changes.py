@@ -16,6 +16,7 @@ from job_scheduler.constants import WAITING, RecoverPastTasks, TaskStatus
 from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.recurring import COPIED, moved_to, occurrence_at, readable
 from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.core.unique import one_of_a_key
 from job_scheduler.exceptions import (
     TaskChangedMeanwhile,
     TaskNotChangeable,
@@ -111,13 +112,15 @@ def change_task(
         TaskNotFound: there is none.
         TaskChangedMeanwhile: it is not at one of these `versions` any more, if they are given.
         TaskNotChangeable: it is running, or has finished.
+        UniqueKeyTaken: another task has the key that it is to get.
     """
     row = _locked(connection, task_id, None)
     if versions is not None and version_of(row) not in versions:
         raise TaskChangedMeanwhile(task_id)
     if row["status"] not in WAITING:
         raise TaskNotChangeable(task_id, TaskStatus(row["status"]))
-    return _change(connection, task_id, change(row))
+    with one_of_a_key(task_id):
+        return _change(connection, task_id, change(row))
 
 
 def _moved_on(row: TaskRow, now: datetime) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from pydantic import JsonValue, ValidationError
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core import changes
-from job_scheduler.core.creation import changed_members
 from job_scheduler.core.fields import EXAMPLE_ID
-from job_scheduler.core.recurrence import Recurrence
-from job_scheduler.core.recurring import readable
+from job_scheduler.core.new_task import changed_members
+from job_scheduler.core.recurring import keeps_time
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
@@ -33,13 +32,16 @@ from job_scheduler.exceptions import (
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
 _KINDS = ("run_at", "cron", "interval_seconds")
-_TIMES = ("cron", "interval_seconds", "timezone", "start_at", "dst_gap", "dst_fold")
-"""What of a recurrence decides when it is."""
-_CHANGEABLE = TaskCreate.model_fields.keys() - {"task_id"}
+_FIXED = {
+    "task_id": "A task keeps its id. Leave it out.",
+    "on_conflict": "It goes with POST /tasks. Leave it out.",
+}
+_CHANGEABLE = TaskCreate.model_fields.keys() - _FIXED.keys()
 _SCHEMA = TaskCreate.model_json_schema(ref_template="#/components/schemas/{model}")
 for _left_out in ("$defs", "required", "examples"):
     _SCHEMA.pop(_left_out, None)
-_SCHEMA["properties"].pop("task_id")
+for _fixed in _FIXED:
+    _SCHEMA["properties"].pop(_fixed)
 _SCHEMA |= {
     "title": "TaskChange",
     "description": "What is to be another: each as in `POST /tasks`; null takes it away.",
@@ -162,8 +164,9 @@ def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[s
         InvalidRequest: it would not be taken like this.
         RequestValidationError: likewise.
     """
-    if "task_id" in change:
-        raise InvalidField("body", "task_id", "A task keeps its id. Leave it out.")
+    for name, remedy in _FIXED.items():
+        if name in change:
+            raise InvalidField("body", name, remedy)
     try:
         wanted = TaskCreate.model_validate(_request_of(row, change) | change)
     except ValidationError as error:
@@ -177,20 +180,9 @@ def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[s
             raise InvalidField(
                 "body", "max_runs", f"It has run {members['run_count']} times already."
             )
-    if not _keeps_time(members, row):
+    if not keeps_time(members, row):
         return members | {"attempt": 0, "missed_at": None, "blocked_by": None}
     return {name: members[name] for name in members.keys() - {"run_at", "retry_at"}}
-
-
-def _keeps_time(members: Mapping[str, Any], row: TaskRow) -> bool:
-    """Tell whether a task is to run at the same times as before."""
-    wanted, present = members["recurrence"], row["recurrence"]
-    if wanted is None or present is None:
-        return wanted is present and bool(members["run_at"] == row["run_at"])
-    before, after = readable(row["task_id"], present), Recurrence.of(wanted)
-    if before is None or (after.end_at is not None and after.end_at < row["run_at"]):
-        return False
-    return all(getattr(before, name) == getattr(after, name) for name in _TIMES)
 
 
 def _request_of(row: TaskRow, change: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,10 @@ PUT_OFF_WHERE = (
 RESTS_WHERE = "status IN ('failed', 'unknown', 'cancelled', 'paused')"
 """The condition on what neither waits nor runs nor is done, which is rare."""
 
+UNIQUE_INDEX = "ix_scheduled_tasks_unique"
+HAS_KEY_WHERE = "unique_key IS NOT NULL AND status IN ('scheduled', 'running', 'paused')"
+"""The condition on what has a unique_key, and has not ended: there is one at most of each key."""
+
 
 def _one_of(column: str, values: type[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(member.value) for member in values)})"
@@ -122,6 +126,7 @@ class ScheduledTask(Base):
     run_count: Mapped[int | None] = mapped_column(Integer)
     last_status: Mapped[str | None] = mapped_column(Text)
     tags: Mapped[list[str] | None] = mapped_column(TAGS_TYPE)
+    unique_key: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         CheckConstraint(_one_of("status", TaskStatus), name="status"),
@@ -243,6 +248,13 @@ class ScheduledTask(Base):
             *("concurrency_key", "run_at", "task_id"),
             postgresql_where=text("concurrency_key IS NOT NULL"),
             sqlite_where=text("concurrency_key IS NOT NULL"),
+        ),
+        Index(
+            UNIQUE_INDEX,
+            "unique_key",
+            unique=True,
+            postgresql_where=text(HAS_KEY_WHERE),
+            sqlite_where=text(HAS_KEY_WHERE),
         ),
         Index(
             "ix_scheduled_tasks_tags",

@@ -1,7 +1,7 @@
 """The rows of recurring tasks: which occurrence follows, and how those of a downtime are passed."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +14,7 @@ from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.models import DUE_WHERE
 from job_scheduler.core.overdue import BATCH, send_failed_hooks
 from job_scheduler.core.recurrence import Recurrence
-from job_scheduler.core.store import DUE_AT, tasks
+from job_scheduler.core.store import DUE_AT, TaskRow, tasks
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ COPIED = [
     )
 ]
 """What an extra run of a recurring task, which is a task of its own, has of it."""
+
+_OF_TIME = ("cron", "interval_seconds", "timezone", "start_at", "dst_gap", "dst_fold")
+"""What of a recurrence decides when it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,17 @@ def _passed(
         run_at = recurrence.after_downtime(row.run_at, now, policy)
         if run_at != row.run_at:
             yield row, occurrence_at(row.task_id, recurrence, run_at)
+
+
+def keeps_time(members: Mapping[str, Any], row: TaskRow) -> bool:
+    """Tell whether a task is to run at the same times as before."""
+    wanted, present = members["recurrence"], row["recurrence"]
+    if wanted is None or present is None:
+        return wanted is present and bool(members["run_at"] == row["run_at"])
+    before, after = readable(row["task_id"], present), Recurrence.of(wanted)
+    if before is None or (after.end_at is not None and after.end_at < row["run_at"]):
+        return False
+    return all(getattr(before, name) == getattr(after, name) for name in _OF_TIME)
 
 
 def moved_to(occurrence: Occurrence | None, now: datetime) -> dict[str, Any]:

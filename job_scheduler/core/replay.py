@@ -5,13 +5,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    Text,
+    cast,
+    exists,
+    func,
+    literal_column,
+    select,
+    update,
+)
 
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.columns import database_now, later_sql
 from job_scheduler.core.filters import TaskFilter, conditions
 from job_scheduler.core.schemas_replay import Replay
-from job_scheduler.core.store import SHOWN, TaskRow, get_task, tasks
+from job_scheduler.core.store import HAS_KEY, SHOWN, TaskRow, get_task, tasks
+from job_scheduler.core.unique import one_of_a_key
 from job_scheduler.exceptions import TaskNotRetryable
 
 _FORGOTTEN = (
@@ -41,6 +53,7 @@ def retry_task(connection: Connection, task_id: str) -> TaskRow:
     Raises:
         TaskNotFound: there is none.
         TaskNotRetryable: it has not ended, or is done.
+        UniqueKeyTaken: another task has its unique_key by now.
     """
     again = (
         update(tasks)
@@ -48,7 +61,8 @@ def retry_task(connection: Connection, task_id: str) -> TaskRow:
         .values(_scheduled_for(database_now()))
         .returning(*SHOWN)
     )
-    row = connection.execute(again).one_or_none()
+    with one_of_a_key(task_id):
+        row = connection.execute(again).one_or_none()
     if row is not None:
         return dict(row._mapping)
     raise TaskNotRetryable(task_id, TaskStatus(get_task(connection, task_id)["status"]))
@@ -57,23 +71,19 @@ def retry_task(connection: Connection, task_id: str) -> TaskRow:
 def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed:
     """Schedule tasks that have failed once more, `rate` a second from now on.
 
-    The longest finished come first. What another transaction holds locked is left out.
+    The longest finished come first. What another transaction holds locked is left out, and of
+    those with one unique_key all but the last; likewise if another task has that key by now.
+
+    Raises:
+        UniqueKeyTaken: another task got such a key just now.
     """
     failed = _conditions(wanted, connection.dialect.name)
-    first = (tasks.c.finished_at, tasks.c.task_id)
-    place = func.row_number().over(order_by=first) - 1
-    chosen = (
-        select(tasks.c.task_id, (place / rate).label("seconds"))
-        .where(*failed)
-        .order_by(*first)
-        .limit(wanted.limit)
-        .cte("chosen")
-    )
+    chosen = _chosen(wanted, failed)
     # In the order of their ids, as every statement about several tasks, so that no two deadlock.
     locked = (
-        select(tasks.c.task_id, chosen.c.seconds)
+        select(tasks.c.task_id, (chosen.c.place / rate).label("seconds"))
         .join_from(chosen, tasks, tasks.c.task_id == chosen.c.task_id)
-        .where(*failed)
+        .where(*failed, chosen.c.of_key == 1)
         .order_by(tasks.c.task_id)
         .with_for_update(key_share=True, skip_locked=True, of=tasks)
         .cte("locked")
@@ -87,15 +97,38 @@ def retry_tasks(connection: Connection, wanted: Replay, rate: float) -> Replayed
         .values(_scheduled_for(due))
         .returning(tasks.c.retry_at)
     )
-    moments = connection.scalars(again).all()
+    with one_of_a_key("that is to be run again"):
+        moments = connection.scalars(again).all()
     return Replayed(len(moments), max((each for each in moments if each), default=None))
 
 
 def count_retryable(connection: Connection, wanted: Replay) -> int:
     """Return how many tasks ``retry_tasks`` would schedule."""
-    failed = _conditions(wanted, connection.dialect.name)
-    found = select(tasks.c.task_id).where(*failed).limit(wanted.limit).subquery()
-    return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
+    chosen = _chosen(wanted, _conditions(wanted, connection.dialect.name))
+    found = select(func.count()).select_from(chosen).where(chosen.c.of_key == 1)
+    return int(connection.execute(found).scalar_one())
+
+
+def _chosen(wanted: Replay, failed: Collection[ColumnElement[bool]]) -> CTE:
+    """Return the tasks, each with its place, and with the how manieth from the last of its key."""
+    first = (tasks.c.finished_at, tasks.c.task_id)
+    key = func.coalesce(tasks.c.unique_key, cast(tasks.c.task_id, Text))
+    last = [column.desc() for column in first]
+    other = tasks.alias("other")
+    taken = exists(
+        select(1).select_from(other).where(other.c.unique_key == tasks.c.unique_key, HAS_KEY)
+    )
+    return (
+        select(
+            tasks.c.task_id,
+            (func.row_number().over(order_by=first) - 1).label("place"),
+            func.row_number().over(partition_by=key, order_by=last).label("of_key"),
+        )
+        .where(*failed, ~taken)
+        .order_by(*first)
+        .limit(wanted.limit)
+        .cte("chosen")
+    )
 
 
 def _scheduled_for(due: ColumnElement[Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.dependencies import ServicesDep, TaskIdDep
 from job_scheduler.errors import problems
-from job_scheduler.exceptions import TaskNotRetryable
+from job_scheduler.exceptions import TaskNotRetryable, UniqueKeyTaken
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
@@ -64,7 +64,7 @@ async def retry_task(task_id: TaskIdDep, services: ServicesDep) -> TaskRow:
     operation_id="retryTasks",
     summary="Run failed tasks again",
     response_model=ReplayResult,
-    responses=problems(400, 413, 415, 422, 500, 503),
+    responses=problems(400, UniqueKeyTaken.again(EXAMPLE_ID), 413, 415, 422, 500, 503),
 )
 async def retry_tasks(wanted: Replay, services: ServicesDep) -> ReplayResult:
     """Run many failed tasks once more, at a bounded rate: those that match, oldest first.

@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from job_scheduler.constants import BATCH_MAX_TASKS, OnCrash
+from job_scheduler.constants import BATCH_MAX_TASKS, OnConflict, OnCrash
 from job_scheduler.core.fields import (
     EXAMPLE_ID,
     Attempts,
@@ -156,6 +156,23 @@ class TaskCreate(When):
             examples=[["billing", "customer:4711"]],
         ),
     ] = None
+    unique_key: Annotated[
+        Name | None,
+        Field(
+            description="Against doubles: of the tasks with the same key only one at a time is "
+            "scheduled, paused or running. What becomes of a second request says `on_conflict`.",
+            examples=["invoice-4711"],
+        ),
+    ] = None
+    on_conflict: Annotated[
+        OnConflict,
+        Field(
+            description="Where a task with this `unique_key` has not ended: `reject` the request "
+            "(409); `return` that task (200); `replace` it, so that it becomes what is asked for "
+            "here, under its id; or `reschedule` it, to the time asked for here. What is running "
+            "is too late for the last two (409)."
+        ),
+    ] = OnConflict.Reject
     task_id: Annotated[
         GivenUuid | None,
         Field(
@@ -185,6 +202,15 @@ class TaskCreate(When):
     def _has_key(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("concurrency_key") is None:
             raise PydanticCustomError("max_running", "Needs a concurrency_key: what it counts.")
+        return value
+
+    @field_validator("on_conflict")
+    @classmethod
+    def _has_unique_key(cls, value: OnConflict, info: ValidationInfo) -> OnConflict:
+        if info.data.get("unique_key") is None:
+            raise PydanticCustomError(
+                "on_conflict", "Needs a unique_key: it tells of a second one."
+            )
         return value
 
     @field_validator("webhook", "command")

@@ -45,6 +45,7 @@ _EXAMPLE_TASK: JsonDict = {
     "run_count": None,
     "last_status": None,
     "tags": None,
+    "unique_key": None,
 }
 
 
@@ -138,3 +139,7 @@ class Task(BaseModel):
         Field(description="How its last run has ended, whose result is `result`."),
     ]
     tags: Annotated[JsonValue, WithJsonSchema(TypeAdapter(Tags | None).json_schema())]
+    unique_key: Annotated[
+        str | None,
+        Field(description="While it has not ended, it is the only task with this key."),
+    ]

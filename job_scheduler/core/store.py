@@ -22,7 +22,7 @@ from sqlalchemy import (
 from job_scheduler.constants import CHANNEL, PRIORITY_MAX, WAITING, Overlap, TaskStatus
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime, database_now, later_sql
 from job_scheduler.core.given import returning
-from job_scheduler.core.models import DUE_WHERE, ScheduledTask
+from job_scheduler.core.models import DUE_WHERE, HAS_KEY_WHERE, ScheduledTask
 from job_scheduler.exceptions import (
     TaskNotCancellable,
     TaskNotDeletable,
@@ -57,6 +57,8 @@ DUE_COLUMNS = [
     for name, sql in _DUE_SQL.items()
 ]
 """The same, for others."""
+HAS_KEY: ColumnElement[bool] = literal_column(f"({HAS_KEY_WHERE})")
+"""The condition on a task that is the one of its unique_key."""
 FETCHED_AT_ONCE = 500
 """Rows that the driver makes in one go: it lets no other thread run meanwhile."""
 

@@ -56,6 +56,7 @@ _PUT_OFF = sa.text(
     "(retry_at IS NOT NULL OR missed_at IS NOT NULL OR blocked_by IS NOT NULL)"
 )
 _KEYED = sa.text("concurrency_key IS NOT NULL")
+_HAS_KEY = sa.text("unique_key IS NOT NULL AND status IN ('scheduled', 'running', 'paused')")
 _STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
     " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
 )
@@ -110,6 +111,7 @@ def upgrade() -> None:
         sa.Column("run_count", sa.Integer),
         sa.Column("last_status", sa.Text),
         sa.Column("tags", _tags),
+        sa.Column("unique_key", sa.Text),
         sa.PrimaryKeyConstraint("task_id", name="pk_scheduled_tasks"),
         sa.CheckConstraint(
             "status IN ('scheduled', 'paused', 'running', 'done', 'failed', 'unknown', "
@@ -208,6 +210,14 @@ def upgrade() -> None:
         "scheduled_tasks",
         ["run_at", "task_id"],
         postgresql_include=["name", "status"],
+    )
+    op.create_index(
+        "ix_scheduled_tasks_unique",
+        "scheduled_tasks",
+        ["unique_key"],
+        unique=True,
+        postgresql_where=_HAS_KEY,
+        sqlite_where=_HAS_KEY,
     )
     _create_list_indexes(dialect)
     _create_runs(now)
