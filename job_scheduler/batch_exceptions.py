@@ -1,6 +1,7 @@
 """Why a batch of tasks was not taken: none of it was, and it is told where the fault lies."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from job_scheduler.constants import BATCH_FAULTS_NAMED
 from job_scheduler.exceptions import (
@@ -14,9 +15,13 @@ from job_scheduler.exceptions import (
 
 
 class InvalidBatch(InvalidRequest):
-    """Tasks of a batch, given by their index, cannot be used; the first one's code is told."""
+    """Tasks of a batch, given by their index (or id), cannot be used; the first one's code is
+    told.
+    """
 
-    def __init__(self, refused: Mapping[int, InvalidRequest]) -> None:
+    def __init__(
+        self, refused: Mapping[int, InvalidRequest] | Mapping[str, InvalidRequest]
+    ) -> None:
         first = next(iter(refused.values()))
         self.error_code = first.error_code
         faults = _located({index: error.faults for index, error in refused.items()})
@@ -57,7 +62,7 @@ class BatchNotCreated(JobSchedulerError):
         )
 
 
-def _located(faults: Mapping[int, Sequence[Fault]]) -> list[Fault]:
+def _located(faults: Mapping[Any, Sequence[Fault]]) -> list[Fault]:
     """Return what is wrong with the tasks of a batch."""
     return [
         Fault(fault.location, f"tasks.{index}.{fault.field}", fault.detail)

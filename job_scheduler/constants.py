@@ -254,6 +254,8 @@ COMMAND_PART_MAX_LENGTH = 4_096
 
 LIST_DEFAULT_LIMIT = 1_000
 LIST_MAX_LIMIT = 10_000
+MANY_MAX = 1_000
+"""Tasks that one request changes or removes by a filter, at most: in one transaction."""
 LIST_MAX_VALUES = 20
 """Values of one filter of a list, at most."""
 

@@ -1,5 +1,6 @@
 """What the routes need, as annotated dependencies that read the application's typed state."""
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
@@ -19,6 +20,7 @@ from job_scheduler.core.loop import Loop
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.release import Release
 from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.core.schemas_list import MULTIPLE
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
@@ -68,6 +70,17 @@ class Services:
             return InvalidField("body", "end_at", "Comes before its first time: it never runs.")
         return self.works.refusal_of(wanted)
 
+    def look_again(self, *task_ids: str) -> None:
+        """Have the sweep tell the timer anew when these tasks are due.
+
+        Raises:
+            SchedulerUnavailable: APScheduler refuses to forget what it knows of them.
+        """
+        for task_id in task_ids:
+            with self.timer.withdrawn(task_id):
+                pass
+        self.sweep.wake()
+
     def _first_of(self, wanted: TaskCreate) -> datetime | None:
         recurrence = wanted.recurrence
         return None if recurrence is None else recurrence.first(self.clock.now())
@@ -88,6 +101,17 @@ async def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+
+
+async def _refuse_repetition(request: Request) -> None:
+    """Refuse a parameter that is given twice and takes one value: FastAPI would take the last."""
+    times = Counter(name for name, _ in request.query_params.multi_items())
+    for name, number in times.items():
+        if number > 1 and name not in MULTIPLE:
+            raise InvalidField("query", name, f"{name} is given {number} times. Keep one of them.")
+
+
+OnceEach = Depends(_refuse_repetition)
 
 
 async def _known_form(

@@ -159,22 +159,26 @@ def located(error: ValidationError, *place: str | int) -> list[Any]:
     ]
 
 
-async def _validation_error(_: Request, error: RequestValidationError) -> Response:
-    errors = [
-        {
-            "location": str(details["loc"][0]),
-            "field": ".".join(str(part) for part in details["loc"][1:]),
-            "detail": REMEDIES.get(details["type"], details["msg"]),
-        }
-        for details in error.errors()
-    ]
-    if errors == [{"location": "body", "field": "", "detail": REMEDIES["missing"]}]:
-        detail = "A JSON body is required."
-    else:
-        detail = "; ".join(
-            f"{each['field'] or each['location']}: {each['detail']}" for each in errors
-        )
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_422", detail, errors)
+def refusal_of(error: RequestValidationError | ValidationError) -> domain.InvalidFields:
+    """Return what is wrong with a request, or with the body of one, as an error of ours."""
+    details = located(error) if isinstance(error, ValidationError) else error.errors()
+    return domain.InvalidFields(
+        [
+            domain.Fault(
+                str(each["loc"][0]),
+                ".".join(str(part) for part in each["loc"][1:]),
+                REMEDIES.get(each["type"], each["msg"]),
+            )
+            for each in details
+        ]
+    )
+
+
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+    refusal = refusal_of(error)
+    if refusal.faults == [domain.Fault("body", "", REMEDIES["missing"])]:
+        refusal = domain.InvalidFields(refusal.faults, "A JSON body is required.")
+    return await _domain_error(request, refusal)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

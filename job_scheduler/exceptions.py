@@ -7,6 +7,7 @@
     ├── InvalidRequest              the caller can mend it
     │   ├── InvalidBody ── BodyTooLarge, UnsupportedMediaType
     │   ├── InvalidPayload          what the handler cannot take
+    │   ├── InvalidFields           several fields
     │   └── InvalidField            one field of an otherwise sound request
     │       └── UnknownTaskName, NamedTwice, IdempotencyKeyReused
     ├── TaskNotFound
@@ -43,7 +44,7 @@ class Fault:
 
 def in_words(faults: Iterable[Fault]) -> str:
     """Return what is wrong with some fields, as one sentence."""
-    return "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
+    return "; ".join(f"{fault.field or fault.location}: {fault.detail}" for fault in faults)
 
 
 class JobSchedulerError(Exception):
@@ -124,6 +125,14 @@ class InvalidField(InvalidRequest):
     def __init__(self, location: str, field: str, detail: str) -> None:
         super().__init__(detail, field)
         self.faults = [Fault(location, field, detail)]
+
+
+class InvalidFields(InvalidRequest):
+    """Some fields or parameters have values that cannot be used."""
+
+    def __init__(self, faults: Sequence[Fault], detail: str | None = None) -> None:
+        super().__init__(detail or in_words(faults))
+        self.faults = faults
 
 
 class UnknownTaskName(InvalidField):

@@ -18,6 +18,7 @@ from job_scheduler.core import (
     handlers_api,
     health,
     manage_api,
+    many_api,
     metrics_api,
     recovery_api,
     runs_api,
@@ -93,7 +94,7 @@ def create_app(
         lifespan=lifespan,
     )
     for module in (
-        *(api, batch_api, times_api, manage_api, runs_api),
+        *(api, batch_api, times_api, manage_api, many_api, runs_api),
         *(handlers_api, recovery_api, health, metrics_api),
     ):
         # The routes themselves: an included router is gone through for each request anew.

@@ -1,10 +1,6 @@
 """The routes of tasks: create, list, show, cancel."""
 
-import base64
 import logging
-from collections import Counter
-from dataclasses import fields
-from hashlib import blake2s
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
@@ -13,18 +9,17 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler.bodies import JsonRoute
-from job_scheduler.constants import ENDED, LIST_MAX_LIMIT, Sort, TaskStatus
+from job_scheduler.constants import ENDED, LIST_MAX_LIMIT, TaskStatus
 from job_scheduler.core import idempotency, listing, store
-from job_scheduler.core.fields import EXAMPLE_ID, parse_instant
-from job_scheduler.core.filters import TaskFilter
-from job_scheduler.core.listing import Place
+from job_scheduler.core.cursors import read_cursor, write_cursor
+from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.manage_api import with_version
 from job_scheduler.core.schemas import Message, TaskCreate
 from job_scheduler.core.schemas_list import ListQuery
 from job_scheduler.core.schemas_task import Task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.waiting import WAIT_MAX_SECONDS, wanted_seconds
-from job_scheduler.dependencies import ServicesDep, TaskIdDep, services_of
+from job_scheduler.dependencies import OnceEach, ServicesDep, TaskIdDep, services_of
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
     IdempotencyKeyReused,
@@ -38,15 +33,12 @@ from job_scheduler.exceptions import (
     TaskNotDeleted,
     UniqueKeyTaken,
 )
-from job_scheduler.identifiers import new_task_id, parse_uuid, task_id_of_key
+from job_scheduler.identifiers import new_task_id, task_id_of_key
 
 _logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
-_FILTERS = {member.name for member in fields(TaskFilter)}
-_SEVERAL = {"status", "name", "tag", "key"}
-"""Parameters that may be repeated."""
 _LINKS = {
     "show": "showTask",
     "runs": "listRuns",
@@ -116,9 +108,7 @@ async def create_task(
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
     if stored["task_id"] != task_id:
-        # Another task has its unique_key. The timer may know another time of that.
-        with services.timer.withdrawn(stored["task_id"]):
-            services.sweep.wake()
+        services.look_again(stored["task_id"])  # That which has its unique_key.
         response.status_code = HTTPStatus.OK
     response.headers["Location"] = f"{request.scope['path']}/{stored['task_id']}"
     return stored
@@ -156,6 +146,7 @@ async def cancel_task(task_id: TaskIdDep, response: Response, services: Services
 @router.get(
     "",
     operation_id="listTasks",
+    dependencies=[OnceEach],
     summary="List tasks",
     response_model=list[Task],
     responses={
@@ -190,13 +181,12 @@ async def list_tasks(
     right while tasks come and go. For one page a bounded number of tasks is looked at, so that
     among millions a page may hold fewer than `limit` tasks, or none, and lead on all the same.
     """
-    _refuse_repetition(request)
-    wanted = TaskFilter(**query.model_dump(include=_FILTERS))
-    after = None if query.cursor is None else _parse_cursor(query.cursor, wanted, query.sort)
+    wanted = query.wanted
+    after = read_cursor(query.cursor, wanted, query.sort)
     page = await services.database.read(listing.list_tasks, wanted, query.sort, query.limit, after)
     if page.following is not None:
         following = query.model_dump(mode="json", exclude_defaults=True)
-        following["cursor"] = _cursor(page.following, wanted, query.sort)
+        following["cursor"] = write_cursor(page.following, wanted, query.sort)
         parameters = urlencode(following, doseq=True)
         response.headers["Link"] = f'<{request.url.path}?{parameters}>; rel="next"'
     return page.rows
@@ -253,36 +243,3 @@ async def delete_task(task_id: TaskIdDep, services: ServicesDep) -> Message:
         _logger.exception("task %s could not be cancelled", task_id)
         raise TaskNotDeleted(task_id) from error
     return Message(message=f"Task {task_id} is cancelled.")
-
-
-def _refuse_repetition(request: Request) -> None:
-    """Refuse a parameter that is given twice and takes one value: FastAPI would take the last."""
-    times = Counter(name for name, _ in request.query_params.multi_items())
-    for name, number in times.items():
-        if number > 1 and name not in _SEVERAL:
-            raise InvalidField("query", name, f"{name} is given {number} times. Keep one of them.")
-
-
-def _cursor(place: Place, wanted: TaskFilter, sort: Sort) -> str:
-    parts = (_mark(wanted, sort), place.moment.isoformat(), place.task_id)
-    return base64.urlsafe_b64encode("|".join(parts).encode()).decode().rstrip("=")
-
-
-def _parse_cursor(cursor: str, wanted: TaskFilter, sort: Sort) -> Place:
-    remedy = "Not a cursor of ours. Take it from the Link header, or leave it out."
-    try:
-        padded = cursor + "=" * (-len(cursor) % 4)
-        mark, moment, task_id = base64.b64decode(padded, b"-_", validate=True).decode().split("|")
-        place = Place(parse_instant(moment), parse_uuid(task_id) or "")
-        if mark == _mark(wanted, sort) and place.task_id:
-            return place
-        if place.task_id:
-            remedy = "It belongs to other filters, or another sort. Begin this list without it."
-    except ValueError:
-        pass
-    raise InvalidField("query", "cursor", remedy)
-
-
-def _mark(wanted: TaskFilter, sort: Sort) -> str:
-    """Return a few letters by which a cursor shows which list it belongs to."""
-    return blake2s(repr((wanted, sort)).encode(), digest_size=6).hexdigest()

@@ -47,6 +47,10 @@ _SCHEMA |= {
     "description": "What is to be another: each as in `POST /tasks`; null takes it away.",
     "examples": [{"run_at": "2027-07-02T10:00:00Z"}, {"payload": {"hours": 48}, "priority": 2}],
 }
+CHANGE_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
+}
+"""The body of a change, for the OpenAPI document."""
 
 
 @router.patch(
@@ -54,9 +58,7 @@ _SCHEMA |= {
     operation_id="changeTask",
     summary="Change a task that has not started",
     response_model=Task,
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
-    },
+    openapi_extra=CHANGE_BODY,
     responses=problems(
         400,
         404,
@@ -89,7 +91,7 @@ async def change_task(
     versions = None if if_match is None else _versions(if_match)
     with services.timer.withdrawn(task_id):  # It may know another time.
         row = await services.database.write(
-            changes.change_task, task_id, partial(_changed, services, change), versions
+            changes.change_task, task_id, partial(changed, services, change), versions
         )
     services.sweep.wake()
     return with_version(row, response)
@@ -157,7 +159,7 @@ def _versions(if_match: str) -> list[str] | None:
     return [tag.strip('"') for tag in tags if not tag.startswith("W/")]
 
 
-def _changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[str, Any]:
+def changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[str, Any]:
     """Return the new values of a task's columns.
 
     Raises:

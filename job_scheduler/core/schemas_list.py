@@ -1,6 +1,7 @@
-"""The shape of a request for a list: which tasks, in which order, and how many."""
+"""The shapes of requests for some tasks: which, and of a list, in which order and how many."""
 
 import re
+from dataclasses import fields
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -19,14 +20,16 @@ from job_scheduler.constants import (
     LIST_DEFAULT_LIMIT,
     LIST_MAX_LIMIT,
     LIST_MAX_VALUES,
+    MANY_MAX,
     Sort,
     TaskStatus,
 )
 from job_scheduler.core.fields import REMEDIES, Name, Tag, parse_instant
+from job_scheduler.core.filters import TaskFilter
 
 
-def _decimal(value: object) -> object:
-    # pydantic would take 1.0, 1_000 and " 5 " for numbers as well.
+def decimal(value: object) -> object:
+    """Refuse what pydantic takes for whole numbers as well: 1.0, 1_000 and " 5 "."""
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
         raise PydanticCustomError(
             "limit", f"Must be a whole number from 1 to {LIST_MAX_LIMIT}, in digits."
@@ -71,10 +74,24 @@ _Moment = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 _SEVERAL = Field(max_length=LIST_MAX_VALUES)
+_FILTERS = {member.name for member in fields(TaskFilter)}
+MULTIPLE = frozenset({"status", "name", "tag", "key"})
+"""Parameters that may be repeated."""
 
 
-class ListQuery(BaseModel):
-    """Which tasks to list, and how."""
+Cursor = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="Where to go on: taken from the answer before. It belongs to that list's "
+        "filters and sort.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
+    ),
+]
+
+
+class FilterQuery(BaseModel):
+    """Which tasks are meant."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -120,6 +137,16 @@ class ListQuery(BaseModel):
         None
     )
     finished_before: Annotated[_Moment, Field(description="Only what finished before.")] = None
+
+    @property
+    def wanted(self) -> TaskFilter:
+        """The filter itself."""
+        return TaskFilter(**{name: getattr(self, name) for name in _FILTERS})
+
+
+class ListQuery(FilterQuery):
+    """Which tasks to list, and how."""
+
     sort: Annotated[
         Sort,
         Field(
@@ -130,14 +157,37 @@ class ListQuery(BaseModel):
     limit: Annotated[
         int,
         Field(ge=1, le=LIST_MAX_LIMIT, description="How many tasks to return, at most."),
-        BeforeValidator(_decimal),
+        BeforeValidator(decimal),
     ] = LIST_DEFAULT_LIMIT
+    cursor: Cursor = None
+
+
+class ManyQuery(FilterQuery):
+    """Which tasks are to be changed or removed."""
+
+    limit: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MANY_MAX,
+            description="How many at most, by `run_at`. The answer tells where to go on.",
+        ),
+        BeforeValidator(decimal),
+    ] = MANY_MAX
+    cursor: Cursor = None
+    dry_run: Annotated[bool, Field(description="Only count them; nothing is changed.")] = False
+
+
+class ManyResult(BaseModel):
+    """How many tasks were changed or removed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"tasks": 120, "cursor": None, "dry_run": False}]}
+    )
+
+    tasks: Annotated[int, Field(description="How many it was, or would be.")]
     cursor: Annotated[
         str | None,
-        Field(
-            min_length=1,
-            description="Where to go on: taken from the Link header of the page before. It belongs "
-            "to that list's filters and sort.",
-            json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"},
-        ),
-    ] = None
+        Field(description="Where to go on: repeat the request with it. Null: there are no more."),
+    ]
+    dry_run: bool

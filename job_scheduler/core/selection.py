@@ -1,0 +1,116 @@
+"""Tasks that a filter means: looked up page by page, then changed or removed in one transaction.
+
+Between the two anything may happen to a task. So the statement that changes it looks once more.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, delete, select, update
+
+from job_scheduler.constants import WAITING, Sort
+from job_scheduler.core.columns import database_now
+from job_scheduler.core.filters import TaskFilter, conditions
+from job_scheduler.core.listing import Place, list_tasks
+from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.core.unique import one_of_a_key
+from job_scheduler.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The ids of some tasks, and where to look for more of them; None: there are none."""
+
+    ids: list[str]
+    following: Place | None
+
+
+async def pages(
+    database: Database, wanted: TaskFilter, sort: Sort, size: int, after: Place | None = None
+) -> AsyncIterator[Sequence[TaskRow]]:
+    """Read all tasks that are wanted, up to `size` at a time; a page may be empty.
+
+    Raises:
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    place = after
+    while True:
+        page = await database.read(list_tasks, wanted, sort, size, place)
+        yield page.rows
+        place = page.following
+        if place is None:
+            return
+
+
+async def select_ids(
+    database: Database, wanted: TaskFilter, limit: int, after: Place | None
+) -> Selection:
+    """Return up to `limit` tasks that are wanted, by run_at, those that come after `after`.
+
+    Raises:
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    rows: list[TaskRow] = []
+    async for page in pages(database, wanted, Sort.RunAt, limit, after):
+        rows += page
+        if len(rows) >= limit:
+            last = rows[limit - 1]
+            ids = [row["task_id"] for row in rows[:limit]]
+            return Selection(ids, Place(last["run_at"], last["task_id"]))
+    return Selection([row["task_id"] for row in rows], None)
+
+
+def delete_tasks(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> list[str]:
+    """Delete those of these tasks that are wanted and have not begun; return their ids.
+
+    What another transaction holds locked, since it is just starting, is left.
+    """
+    chosen = _chosen(connection, ids, wanted).with_only_columns(tasks.c.task_id)
+    locked = chosen.with_for_update(skip_locked=True).cte("locked")
+    deletion = delete(tasks).where(tasks.c.task_id.in_(select(locked.c.task_id)))
+    return list(connection.scalars(deletion.returning(tasks.c.task_id)))
+
+
+def look(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> list[TaskRow]:
+    """Return those of these tasks that are wanted and have not begun."""
+    return [dict(row._mapping) for row in connection.execute(_chosen(connection, ids, wanted))]
+
+
+def change_tasks(
+    connection: Connection,
+    ids: Sequence[str],
+    wanted: TaskFilter,
+    change: Callable[[Sequence[TaskRow]], Sequence[dict[str, Any]]],
+) -> list[str]:
+    """Change those of these tasks that are wanted and have not begun; return their ids.
+
+    `change` returns the new values of each one's columns. What another transaction holds locked,
+    since it is just starting, is left.
+
+    Raises:
+        UniqueKeyTaken: two would have one key.
+    """
+    locked = _chosen(connection, ids, wanted).with_for_update(skip_locked=True)
+    rows = [dict(row._mapping) for row in connection.execute(locked)]
+    for row, values in zip(rows, change(rows), strict=True):
+        with one_of_a_key(row["task_id"]):
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.task_id == row["task_id"])
+                .values(values | {"updated_at": database_now()})
+            )
+    return [row["task_id"] for row in rows]
+
+
+def _chosen(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> Select[Any]:
+    """Return the look at the tasks once more, in the order of their ids."""
+    return (
+        select(*SHOWN)
+        .where(
+            tasks.c.task_id.in_(ids),
+            tasks.c.status.in_([status.value for status in WAITING]),
+            *conditions(wanted, connection.dialect.name, hidden=True).values(),
+        )
+        .order_by(tasks.c.task_id)
+    )
