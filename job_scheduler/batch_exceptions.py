@@ -65,7 +65,7 @@ class BatchNotCreated(JobSchedulerError):
 def _located(faults: Mapping[Any, Sequence[Fault]]) -> list[Fault]:
     """Return what is wrong with the tasks of a batch."""
     return [
-        Fault(fault.location, f"tasks.{index}.{fault.field}", fault.detail)
+        Fault(fault.location, f"tasks.{index}.{fault.field}".rstrip("."), fault.detail)
         for index, of_one in faults.items()
         for fault in of_one
     ]

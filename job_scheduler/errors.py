@@ -99,6 +99,11 @@ def problems(*errors: int | domain.JobSchedulerError) -> dict[int | str, dict[st
     }
 
 
+def problem_of(error: domain.JobSchedulerError) -> dict[str, Any]:
+    """Return an error as a problem document, to be part of an answer."""
+    return _document(_status(error), error.error_code, str(error), _fields(error))
+
+
 def problem(
     status: int,
     error_code: str,

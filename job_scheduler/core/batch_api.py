@@ -1,4 +1,4 @@
-"""The route that creates many tasks: all of them, or none.
+"""The route that creates many tasks: all of them or none, or those that can be.
 
 A batch is large, so nothing of it is done on the event loop that can be done beside it: the
 body is parsed, and the answer is written, in threads. A thread that computes hands the
@@ -10,31 +10,38 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
+from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import BatchConflict, BatchNotCreated, InvalidBatch
 from job_scheduler.bodies import declared_size, read_json
 from job_scheduler.constants import BATCH_BODY_MAX_BYTES
 from job_scheduler.core import idempotency
-from job_scheduler.core.batch_body import parse
-from job_scheduler.core.creation import create_all
+from job_scheduler.core.batch_body import Examined, parse
+from job_scheduler.core.creation import create_all, create_tasks
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
-from job_scheduler.core.schemas_task import Task
+from job_scheduler.core.schemas_task import Task, TaskOutcome
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
 from job_scheduler.dependencies import Services, ServicesDep
-from job_scheduler.errors import problems
+from job_scheduler.errors import problem_of, problems
 from job_scheduler.exceptions import (
     BodyTooLarge,
     BodyTooSlow,
+    IdempotencyKeyReused,
     InvalidField,
+    InvalidRequest,
+    JobSchedulerError,
     SchedulerUnavailable,
     TaskConflict,
+    UniqueKeyTaken,
 )
 from job_scheduler.identifiers import new_task_id, task_id_in_batch
 
@@ -42,10 +49,13 @@ _logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
+Outcome = tuple[HTTPStatus, TaskRow] | JobSchedulerError
+"""What became of a task: the task with the status that ``POST /tasks`` has for it, or the error."""
 _AT_ONCE = 200
 """Tasks that the timer takes, or the answer is written of, in one go: a few milliseconds."""
 
 _SHOWN = TypeAdapter(list[Task])
+_ONE = TypeAdapter(Task)
 _SCHEMA = TaskBatch.model_json_schema(ref_template="#/components/schemas/{model}")
 del _SCHEMA["$defs"]  # They stand among the components, for the route of a single task.
 
@@ -60,18 +70,36 @@ del _SCHEMA["$defs"]  # They stand among the components, for the route of a sing
         "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}},
         **idempotency.DOCUMENTED,
     },
-    responses=problems(
-        400,
-        408,
-        BatchConflict({1: TaskConflict(EXAMPLE_ID)}),
-        BodyTooLarge(BATCH_BODY_MAX_BYTES),
-        415,
-        InvalidBatch({1: InvalidField("body", "task_id", "The same task_id as that of tasks.0.")}),
-        BatchNotCreated(2),
-        503,
-    ),
+    responses={
+        200: {
+            "model": list[TaskOutcome],
+            "description": "With `partial=true`: what became of each, in the same order.",
+        },
+        **problems(
+            400,
+            408,
+            BatchConflict({1: TaskConflict(EXAMPLE_ID)}),
+            BodyTooLarge(BATCH_BODY_MAX_BYTES),
+            415,
+            InvalidBatch(
+                {1: InvalidField("body", "task_id", "The same task_id as that of tasks.0.")}
+            ),
+            BatchNotCreated(2),
+            503,
+        ),
+    },
 )
-async def create_batch(request: Request, services: ServicesDep) -> Response:
+async def create_batch(
+    request: Request,
+    services: ServicesDep,
+    partial: Annotated[
+        bool,
+        Query(
+            description="Store what can be stored, and tell of each task what became of it, in "
+            "place of all or none."
+        ),
+    ] = False,
+) -> Response:
     """Schedule up to 10,000 tasks: all of them, or none.
 
     The answer lists the tasks as stored, in the order of the request. With an `Idempotency-Key`,
@@ -81,17 +109,84 @@ async def create_batch(request: Request, services: ServicesDep) -> Response:
     with services.batches.room(declared_size(request, BATCH_BODY_MAX_BYTES)):
         raw = await _read(request, services.batches.upload_seconds)
         async with services.batches.turn:
-            wanted = await asyncio.to_thread(parse, raw, services.refusal_of, keyed=key is not None)
+            wanted = await asyncio.to_thread(
+                parse, raw, services.refusal_of, keyed=key is not None, partial=partial
+            )
             new = await asyncio.to_thread(_identify, wanted, key, services)
-            due = [task.due for task in new]
-            try:
-                async with _reserved(services.timer, due):
-                    stored = await services.database.write(create_all, new, key)
-            except (SchedulerUnavailable, SQLAlchemyError) as error:
-                _logger.exception("%d tasks could not be created", len(new))
-                raise BatchNotCreated(len(new)) from error
-            answer = await asyncio.to_thread(_written, stored)
-    return Response(answer, 201, media_type="application/json")
+            stored = await _store(new, key, services, partial=partial)
+            if not partial:
+                return _json(await asyncio.to_thread(_written, stored), HTTPStatus.CREATED)
+            outcomes = _outcomes(wanted, new, stored, key)
+            return _json(await asyncio.to_thread(_reported, outcomes), HTTPStatus.OK)
+
+
+async def _store(
+    new: Sequence[NewTask], key: str | None, services: Services, *, partial: bool
+) -> Sequence[TaskRow | TaskConflict]:
+    """Store all of these tasks or none; with `partial`, those that can be.
+
+    Raises:
+        BatchNotCreated: nothing was stored.
+    """
+    try:
+        async with _reserved(services.timer, [task.due for task in new]):
+            if not partial:
+                return await services.database.write(create_all, new, key)
+            stored = await services.database.write(create_tasks, new)
+    except (SchedulerUnavailable, SQLAlchemyError) as error:
+        _logger.exception("%d tasks could not be created", len(new))
+        raise BatchNotCreated(len(new)) from error
+    # What is another task, or that of another request, may be due at another time.
+    services.look_again(
+        *(
+            task.task_id if isinstance(answer, TaskConflict) else answer["task_id"]
+            for task, answer in zip(new, stored, strict=True)
+            if isinstance(answer, TaskConflict) or answer["task_id"] != task.task_id
+        )
+    )
+    return stored
+
+
+def _outcomes(
+    wanted: Sequence[Examined],
+    new: Sequence[NewTask],
+    stored: Sequence[TaskRow | TaskConflict],
+    key: str | None,
+) -> list[Outcome]:
+    """Return what became of each task that was asked for."""
+    answers = iter(zip(new, stored, strict=True))
+    outcomes: list[Outcome] = []
+    for one in wanted:
+        if isinstance(one, InvalidRequest):
+            outcomes.append(one)
+            continue
+        task, answer = next(answers)
+        if not isinstance(answer, TaskConflict):
+            is_other = answer["task_id"] != task.task_id
+            outcomes.append((HTTPStatus.OK if is_other else HTTPStatus.CREATED, answer))
+        elif key is None or isinstance(answer, UniqueKeyTaken):
+            outcomes.append(answer)
+        else:
+            outcomes.append(IdempotencyKeyReused(key))
+    return outcomes
+
+
+def _reported(outcomes: Sequence[Outcome]) -> bytes:
+    """Return the answer's body, where each is told of by itself."""
+    return b"[" + b",".join(map(_report, outcomes)) + b"]"
+
+
+def _report(outcome: Outcome) -> bytes:
+    if isinstance(outcome, JobSchedulerError):
+        document = problem_of(outcome)
+        return strict_json.dumps({"status": document["status"], "problem": document}).encode()
+    status, row = outcome
+    task = _ONE.dump_json(_ONE.validate_python(row))
+    return b'{"status":%d,"task":%b}' % (status, task)
+
+
+def _json(content: bytes, status: int) -> Response:
+    return Response(content, status, media_type="application/json")
 
 
 async def _read(request: Request, seconds: float) -> bytes:
@@ -102,13 +197,18 @@ async def _read(request: Request, seconds: float) -> bytes:
         raise BodyTooSlow(seconds) from None
 
 
-def _identify(wanted: Sequence[TaskCreate], key: str | None, services: Services) -> list[NewTask]:
-    if key is not None:
-        ids = [task_id_in_batch(key, index) for index in range(len(wanted))]
-    else:
-        now = services.clock.now()
-        ids = [task.task_id or new_task_id(now) for task in wanted]
-    return [services.new_task(task, task_id) for task, task_id in zip(wanted, ids, strict=True)]
+def _identify(wanted: Sequence[Examined], key: str | None, services: Services) -> list[NewTask]:
+    """Return those that are taken, under their ids."""
+    now = services.clock.now()
+
+    def id_of(index: int, task: TaskCreate) -> str:
+        return task.task_id or new_task_id(now) if key is None else task_id_in_batch(key, index)
+
+    return [
+        services.new_task(task, id_of(index, task))
+        for index, task in enumerate(wanted)
+        if isinstance(task, TaskCreate)
+    ]
 
 
 @asynccontextmanager
@@ -126,7 +226,7 @@ async def _reserved(timer: Timer, tasks: Sequence[DueTask]) -> AsyncIterator[Non
         yield
 
 
-def _written(rows: Sequence[TaskRow]) -> bytes:
+def _written(rows: Sequence[Any]) -> bytes:
     """Return the answer's body."""
     parts = [
         _SHOWN.dump_json(_SHOWN.validate_python(rows[begin : begin + _AT_ONCE]))

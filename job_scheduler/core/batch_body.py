@@ -1,6 +1,6 @@
-"""The body of a batch: parsed and examined task by task, and no further than is worth telling."""
+"""The body of a batch: parsed, and examined task by task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -8,38 +8,59 @@ from pydantic import ValidationError
 
 from job_scheduler import strict_json
 from job_scheduler.batch_exceptions import InvalidBatch
-from job_scheduler.constants import BATCH_FAULTS_NAMED
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
-from job_scheduler.errors import located
+from job_scheduler.errors import located, refusal_of
 from job_scheduler.exceptions import InvalidField, InvalidRequest, NamedTwice
+
+Examined = TaskCreate | InvalidRequest
+"""A task that is asked for, or why it is not taken."""
 
 
 def parse(
-    raw: bytes, refusal_of: Callable[[TaskCreate], InvalidRequest | None], *, keyed: bool
-) -> list[TaskCreate]:
-    """Return the tasks that a body asks for.
+    raw: bytes,
+    reason_against: Callable[[TaskCreate], InvalidRequest | None],
+    *,
+    keyed: bool,
+    partial: bool,
+) -> list[Examined]:
+    """Return the tasks that a body asks for; with `partial`, also why some are not taken.
 
-    `refusal_of` tells why a task is not taken; `keyed`, whether a key names the tasks.
+    `reason_against` tells why a task is not taken; `keyed`, whether a key names the tasks.
 
     Raises:
         InvalidBody: it is no JSON that can be taken.
         RequestValidationError: it does not have the form of a batch.
-        InvalidBatch: tasks are refused, or one task_id, or unique_key, stands there twice.
+        InvalidBatch: tasks are refused, or one task_id, or unique_key, stands there twice; and not
+            `partial`.
         NamedTwice: there is a key, and a task_id.
     """
-    wanted = _validated(_documents(raw))
-    _refuse(
-        {
-            index: refusal
-            for index, task in enumerate(wanted)
-            if (refusal := refusal_of(task)) is not None
-        }
-    )
-    if keyed and any(task.task_id for task in wanted):
-        raise NamedTwice
-    for name in ("task_id", "unique_key"):
-        _refuse(_repetitions(name, [getattr(task, name) for task in wanted]))
-    return wanted
+    examined: list[Examined] = []
+    refused: dict[int, InvalidRequest] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for index, document in enumerate(_documents(raw)):
+        one = examine(document, reason_against)
+        if isinstance(one, TaskCreate):
+            if keyed and one.task_id is not None:
+                raise NamedTwice
+            one = _repetition(one, index, seen) or one
+        if isinstance(one, InvalidRequest):
+            refused[index] = one
+        examined.append(one)
+    if refused and not partial:
+        raise InvalidBatch(refused)
+    return examined
+
+
+def examine(
+    document: Any, reason_against: Callable[[TaskCreate], InvalidRequest | None]
+) -> Examined:
+    """Return the task that a document asks for, or why it is not taken."""
+    try:
+        # From attributes: what is no object is then refused in the same words as elsewhere.
+        wanted = TaskCreate.model_validate(document, from_attributes=True)
+    except ValidationError as error:
+        return refusal_of(error)
+    return reason_against(wanted) or wanted
 
 
 def _documents(raw: bytes) -> Sequence[Any]:
@@ -52,31 +73,12 @@ def _documents(raw: bytes) -> Sequence[Any]:
         raise RequestValidationError(located(error)) from None
 
 
-def _validated(documents: Sequence[Any]) -> list[TaskCreate]:
-    wanted: list[TaskCreate] = []
-    errors: list[Any] = []
-    for index, document in enumerate(documents):
-        try:
-            # From attributes: what is no object is then refused in the same words as elsewhere.
-            wanted.append(TaskCreate.model_validate(document, from_attributes=True))
-        except ValidationError as error:
-            errors += located(error, "tasks", index)
-            if len(errors) >= BATCH_FAULTS_NAMED:
-                break
-    if errors:
-        raise RequestValidationError(errors[:BATCH_FAULTS_NAMED])
-    return wanted
-
-
-def _refuse(refused: Mapping[int, InvalidRequest]) -> None:
-    if refused:
-        raise InvalidBatch(refused)
-
-
-def _repetitions(name: str, values: Sequence[str | None]) -> dict[int, InvalidRequest]:
-    first: dict[str, int] = {}
-    return {
-        index: InvalidField("body", name, f"The same {name} as that of tasks.{before}.")
-        for index, value in enumerate(values)
-        if value is not None and (before := first.setdefault(value, index)) != index
-    }
+def _repetition(
+    wanted: TaskCreate, index: int, seen: dict[tuple[str, str], int]
+) -> InvalidRequest | None:
+    """Return why a task is not taken that has an id, or a unique_key, of one before it."""
+    for name in ("task_id", "unique_key"):
+        value = getattr(wanted, name)
+        if value is not None and (before := seen.setdefault((name, value), index)) != index:
+            return InvalidField("body", name, f"The same {name} as that of tasks.{before}.")
+    return None

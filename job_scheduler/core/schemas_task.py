@@ -8,6 +8,7 @@ from pydantic.config import JsonDict
 
 from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.fields import EXAMPLE_ID, RetryDelay, Tags, Uuid
+from job_scheduler.core.schemas_problem import Problem
 
 _EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
@@ -143,3 +144,17 @@ class Task(BaseModel):
         str | None,
         Field(description="While it has not ended, it is the only task with this key."),
     ]
+
+
+class TaskOutcome(BaseModel):
+    """What became of one of many tasks: either it is there, or a problem."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"status": 201, "task": _EXAMPLE_TASK}]}
+    )
+
+    status: Annotated[
+        int, Field(description="As `POST /tasks` would answer: 201, 200, 409 or 422.")
+    ]
+    task: Task | None = None
+    problem: Problem | None = None
