@@ -239,6 +239,8 @@ BATCH_BODY_MAX_BYTES = 32 * 1024 * 1024
 
 BATCH_FAULTS_NAMED = 20
 """Faults in a batch that an answer names, at most."""
+IMPORT_PROBLEMS_NAMED = 100
+"""Lines of an import of which the answer tells why they were not taken, at most."""
 
 RESULT_MAX_BYTES = 1024 * 1024
 """Bytes of a task's result as JSON, at most, whatever is configured; a longer one is cut."""

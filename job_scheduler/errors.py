@@ -51,7 +51,7 @@ _DESCRIPTIONS = {
     408: "The body took too long to arrive (`BODY_408`).",
     409: "The present state does not allow it (`TASK_CREATE_409`, `TASK_DELETE_409`, "
     "`TASK_CANCEL_409`, `TASK_RETRY_409`, `TASK_CHANGE_409`, `TASK_PAUSE_409`, "
-    "`TASK_RESUME_409`, `TASK_RUN_409`, `RECOVERY_409`).",
+    "`TASK_RESUME_409`, `TASK_RUN_409`, `TASK_UNIQUE_409`, `RECOVERY_409`).",
     412: "It is not any more what `If-Match` says (`TASK_412`).",
     413: "The body is too large (`BODY_413`).",
     415: "The body is not declared as JSON (`BODY_415`).",

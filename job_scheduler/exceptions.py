@@ -19,7 +19,8 @@
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
-        ├── DatabaseUnavailable ── CommitOutcomeUnknown
+        ├── DatabaseUnavailable ── CommitOutcomeUnknown, ImportBroken
+        ├── Stopping
         └── Overloaded
 
 The message of each is safe to show to a caller; ``error_code`` is stable and documented.
@@ -107,15 +108,15 @@ class BodyTooLarge(InvalidBody):
 
 
 class UnsupportedMediaType(InvalidBody):
-    """The body is declared to be something other than JSON in UTF-8."""
+    """The body is declared to be something other than JSON in UTF-8, or lines of that."""
 
     error_code = "BODY_415"
 
-    def __init__(self, content_type: str | None) -> None:
+    def __init__(self, content_type: str | None, needed: str = "application/json") -> None:
         found = f"not {content_type!r}" if content_type else "and none was given"
         super().__init__(
-            f"The body's Content-Type must be application/json, {found}. "
-            "Send the header 'Content-Type: application/json'."
+            f"The body's Content-Type must be {needed}, {found}. "
+            f"Send the header 'Content-Type: {needed}'."
         )
 
 
@@ -388,6 +389,24 @@ class CommitOutcomeUnknown(DatabaseUnavailable):
             "or may not have been made. Repeat the request with the same Idempotency-Key or "
             "task_id: it is done once. If you sent neither, look at GET /tasks first."
         )
+
+
+class ImportBroken(DatabaseUnavailable):
+    """The database went away in the middle of an import."""
+
+    def __init__(self, created: int, line: int) -> None:
+        super(DatabaseUnavailable, self).__init__(
+            f"The database cannot be reached. {created} tasks were stored, of the lines before "
+            f"line {line}; what became of that one and the next ones is not known. Repeat the "
+            "import: what has a task_id, or comes with the same Idempotency-Key, is stored once."
+        )
+
+
+class Stopping(Unavailable):
+    """The service is about to stop."""
+
+    def __init__(self) -> None:
+        super().__init__("The service is about to stop. Repeat the request, at another instance.")
 
 
 class Overloaded(Unavailable):

@@ -23,6 +23,7 @@ from job_scheduler.core import (
     recovery_api,
     runs_api,
     times_api,
+    transfer_api,
 )
 from job_scheduler.core.handlers.registry import HandlerRegistry, registered
 from job_scheduler.core.handlers_api import document_handlers
@@ -94,7 +95,7 @@ def create_app(
         lifespan=lifespan,
     )
     for module in (
-        *(api, batch_api, times_api, manage_api, many_api, runs_api),
+        *(transfer_api, api, batch_api, times_api, manage_api, many_api, runs_api),
         *(handlers_api, recovery_api, health, metrics_api),
     ):
         # The routes themselves: an included router is gone through for each request anew.

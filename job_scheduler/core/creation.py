@@ -4,7 +4,7 @@ The tasks are passed as one JSON parameter, so that the statement's text never c
 database takes them apart. Asked back is only what the database itself decides.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,10 @@ from job_scheduler.identifiers import task_id_in_batch
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What became of new tasks: an answer for each, in their order, and how many were inserted."""
+    """What became of new tasks: an answer for each, in their order, and which were inserted."""
 
     answers: list[TaskRow | TaskConflict]
-    inserted: int
+    inserted: Set[str]
     settled: int
     """For how many the answer is another task, which has their unique_key."""
 
@@ -45,7 +45,7 @@ def create_tasks(connection: Connection, new: Sequence[NewTask]) -> list[TaskRow
     it was made by the same request, else ``TaskConflict``. For one whose `unique_key` another task
     has, its `on_conflict` decides: the answer is that task, or ``UniqueKeyTaken``.
     """
-    return _create_or_find(connection, new).answers
+    return create_or_find(connection, new).answers
 
 
 def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) -> list[TaskRow]:
@@ -57,12 +57,12 @@ def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) 
         BatchConflict: some exist already, made by other requests, or their unique_key is taken.
         BatchKeyReused: the key belongs to other tasks, or to more of them, or to less.
     """
-    created = _create_or_find(connection, new)
+    created = create_or_find(connection, new)
     answers = enumerate(created.answers)
     conflicts = {place: one for place, one in answers if isinstance(one, TaskConflict)}
     if key is not None:
         taken = [one for one in conflicts.values() if isinstance(one, UniqueKeyTaken)]
-        in_part = 0 < created.inserted < len(new) - len(taken) - created.settled
+        in_part = 0 < len(created.inserted) < len(new) - len(taken) - created.settled
         is_other = len(conflicts) > len(taken)
         if is_other or in_part or _find(connection, [task_id_in_batch(key, len(new))]):
             raise BatchKeyReused(key)
@@ -71,8 +71,8 @@ def create_all(connection: Connection, new: Sequence[NewTask], key: str | None) 
     return [answer for answer in created.answers if not isinstance(answer, TaskConflict)]
 
 
-def _create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:
-    """Do what ``create_tasks`` does, and tell how many were inserted."""
+def create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:
+    """Do what ``create_tasks`` does, and tell which were inserted."""
     # Of several with one id the first is inserted; the others are compared with it.
     first = {task.task_id: task for task in reversed(new)}
     inserted: dict[str, TaskRow] = {}
@@ -98,7 +98,7 @@ def _create_or_find(connection: Connection, new: Sequence[NewTask]) -> Created:
         return row if is_ours or is_as_wanted(row, task) else TaskConflict(task.task_id)
 
     kept = sum(not isinstance(one, UniqueKeyTaken) for one in settled.values())
-    return Created([answer(task) for task in new], len(inserted), kept)
+    return Created([answer(task) for task in new], inserted.keys(), kept)
 
 
 def _insert(connection: Connection, new: Iterable[NewTask]) -> dict[str, TaskRow]:

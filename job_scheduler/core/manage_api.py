@@ -1,7 +1,5 @@
 """The routes by which a person changes a task that is not running, or has it run now."""
 
-from collections.abc import Mapping
-from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core import changes
 from job_scheduler.core.fields import EXAMPLE_ID
-from job_scheduler.core.new_task import changed_members
+from job_scheduler.core.new_task import changed_members, request_of
 from job_scheduler.core.recurring import keeps_time
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_task import Task
@@ -31,12 +29,10 @@ from job_scheduler.exceptions import (
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
-_KINDS = ("run_at", "cron", "interval_seconds")
 _FIXED = {
     "task_id": "A task keeps its id. Leave it out.",
     "on_conflict": "It goes with POST /tasks. Leave it out.",
 }
-_CHANGEABLE = TaskCreate.model_fields.keys() - _FIXED.keys()
 _SCHEMA = TaskCreate.model_json_schema(ref_template="#/components/schemas/{model}")
 for _left_out in ("$defs", "required", "examples"):
     _SCHEMA.pop(_left_out, None)
@@ -170,7 +166,7 @@ def changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[st
         if name in change:
             raise InvalidField("body", name, remedy)
     try:
-        wanted = TaskCreate.model_validate(_request_of(row, change) | change)
+        wanted = TaskCreate.model_validate(request_of(row, change) | change)
     except ValidationError as error:
         raise RequestValidationError(located(error)) from None
     if (refusal := services.refusal_of(wanted)) is not None:
@@ -185,20 +181,3 @@ def changed(services: Services, change: dict[str, Any], row: TaskRow) -> dict[st
     if not keeps_time(members, row):
         return members | {"attempt": 0, "missed_at": None, "blocked_by": None}
     return {name: members[name] for name in members.keys() - {"run_at", "retry_at"}}
-
-
-def _request_of(row: TaskRow, change: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request that would make this task, without the kind of time that is changed."""
-    members = {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name in _CHANGEABLE
-        if (value := row.get(name)) is not None
-    }
-    if row["recurrence"] is not None:
-        del members["run_at"]
-        if change.get("run_at") is None:
-            members |= row["recurrence"]
-    if any(change.get(kind) is not None for kind in _KINDS):
-        for kind in _KINDS:
-            members.pop(kind, None)
-    return members

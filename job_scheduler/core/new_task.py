@@ -1,5 +1,6 @@
 """A task as it is asked for, and what is stored of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,6 +39,8 @@ OF_RECURRING = {"recurrence": "json", "run_count": "integer", "retry_at": "times
 """What only the statement for recurring tasks is given, too."""
 _MODELS = {"webhook", "on_done", "on_failed"}
 _NOT_STORED = RECURRENCE_FIELDS | {"on_conflict"}
+_KINDS = ("run_at", "cron", "interval_seconds")
+_CHANGEABLE = TaskCreate.model_fields.keys() - {"task_id", "on_conflict"}
 _NOT_COMPARED = {"task_id", "expects_handler"}
 
 
@@ -131,3 +134,23 @@ def written_times(members: dict[str, Any], dialect: str) -> dict[str, str]:
         for name in ("run_at", "start_before", "retry_at")
         if name in members
     }
+
+
+def request_of(task: Mapping[str, Any], change: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Return the request that would make this task, without the kind of time that is changed.
+
+    The task is given as it is stored, or as it is shown.
+    """
+    members = {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name in _CHANGEABLE
+        if (value := task.get(name)) is not None
+    }
+    if isinstance(recurrence := task.get("recurrence"), dict):
+        members.pop("run_at", None)
+        if change.get("run_at") is None:
+            members |= recurrence
+    if any(change.get(kind) is not None for kind in _KINDS):
+        for kind in _KINDS:
+            members.pop(kind, None)
+    return members
