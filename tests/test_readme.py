@@ -76,11 +76,9 @@ OpenApi = dict[str, Any]
 
 def section(title: str) -> str:
     """The text under a heading of the README, up to the next heading of its rank or above."""
-    ((rank, text),) = re.findall(
-        rf"^(##+) {re.escape(title)}\n(.*?)(?=^##? |\Z)", README, re.MULTILINE | re.DOTALL
-    )
-    assert rank
-    return str(text)
+    (head,) = re.finditer(rf"^(##+) {re.escape(title)}\n", README, re.MULTILINE)
+    beyond = re.compile(rf"^#{{1,{len(head[1])}}} ", re.MULTILINE).search(README, head.end())
+    return README[head.end() : None if beyond is None else beyond.start()]
 
 
 def table(text: str) -> list[Row]:
@@ -357,7 +355,7 @@ def test_examples_of_task_handlers_run(tmp_path: Path) -> None:
 def test_recurring_task_is_made_as_it_is_shown(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         skip_or_fail("curl is not installed")
-    (_, commands), (_, shown), *_ = blocks(section("Again and again"))
+    (_, commands), (_, shown) = blocks(section("Again and again"))
     with service_process(tmp_path, {}) as service, service.start():
         answer, _, task = typed(commands, service.url).rpartition('{"task_id')
     assert json.loads(answer) == json.loads(shown)
@@ -372,6 +370,32 @@ def test_batch_is_made_as_it_is_shown(tmp_path: Path) -> None:
         first, second = json.loads(typed(commands, service.url))
         assert json.loads(typed(commands, service.url)) == [first, second]
     assert (first["run_at"], second["payload"]) == ("2099-07-01T10:00:00Z", {"hours": 48})
+
+
+def test_doubles_are_kept_out_as_it_is_shown(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        skip_or_fail("curl is not installed")
+    ((_, commands),) = blocks(section("No doubles"))
+    with service_process(tmp_path, {}) as service, service.start() as client:
+        first, second = (json.loads(typed(commands, service.url)) for _ in range(2))
+        assert first["task_id"] == second["task_id"]
+        assert len(client.get("/tasks").json()) == 1
+
+
+def test_many_are_changed_and_moved_as_it_is_shown(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        skip_or_fail("curl is not installed")
+    ((_, batch),) = blocks(section("Many at once"))
+    (_, changes), (_, answers) = blocks(section("Change or remove many"))
+    ((_, moving),) = blocks(section("Move tasks"))
+    with service_process(tmp_path, {}) as service, service.start():
+        typed(batch, service.url)
+        shown = [json.loads(line) for line in answers.splitlines()]
+        found = typed(changes, service.url).replace("}{", "}\n{").splitlines()
+        assert [json.loads(line) for line in found] == shown
+        commands = moving.replace("tasks.ndjson", str(tmp_path / "tasks.ndjson"))
+        result = json.loads(typed(commands, service.url))
+        assert (result["lines"], result["present"]) == (2, 2)
 
 
 def test_timer_has_the_result_that_is_shown(store: Backend) -> None:
