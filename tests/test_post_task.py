@@ -106,6 +106,7 @@ def test_answer_is_the_whole_task_and_its_address(store: Backend) -> None:
         **dict.fromkeys(("on_done", "on_failed", "caused_by", "progress", "cancel_requested_at")),
         **dict.fromkeys(("recurrence", "run_count", "last_status")),
         "tags": None,
+        "unique_key": None,
     }
 
 

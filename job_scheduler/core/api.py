@@ -16,7 +16,7 @@ from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.manage_api import with_version
 from job_scheduler.core.schemas import Message, TaskCreate
 from job_scheduler.core.schemas_list import ListQuery
-from job_scheduler.core.schemas_task import Task
+from job_scheduler.core.schemas_task import Task, write_task
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.waiting import WAIT_MAX_SECONDS, wanted_seconds
 from job_scheduler.dependencies import OnceEach, ServicesDep, TaskIdDep, services_of
@@ -79,11 +79,7 @@ _LINKS = {
         **problems(400, TaskConflict(EXAMPLE_ID), 413, 415, 422, TaskNotCreated(EXAMPLE_ID), 503),
     },
 )
-async def create_task(
-    wanted: TaskCreate,
-    request: Request,
-    response: Response,
-) -> TaskRow:
+async def create_task(wanted: TaskCreate, request: Request) -> Response:
     """Schedule a task. When this answers 201, the task is stored and will run at its time.
 
     With an `Idempotency-Key` or a `task_id` the request may be repeated: it makes one task.
@@ -107,11 +103,12 @@ async def create_task(
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
+    status = HTTPStatus.CREATED
     if stored["task_id"] != task_id:
         services.look_again(stored["task_id"])  # That which has its unique_key.
-        response.status_code = HTTPStatus.OK
-    response.headers["Location"] = f"{request.scope['path']}/{stored['task_id']}"
-    return stored
+        status = HTTPStatus.OK
+    location = f"{request.scope['path']}/{stored['task_id']}"
+    return Response(write_task(stored), status, {"Location": location}, "application/json")
 
 
 @router.post(

@@ -14,7 +14,6 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
 from job_scheduler import strict_json
@@ -27,7 +26,7 @@ from job_scheduler.core.creation import create_all, create_tasks
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
-from job_scheduler.core.schemas_task import Task, TaskOutcome
+from job_scheduler.core.schemas_task import Task, TaskOutcome, write_task, write_tasks
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
 from job_scheduler.dependencies import Services, ServicesDep
@@ -54,8 +53,6 @@ Outcome = tuple[HTTPStatus, TaskRow] | JobSchedulerError
 _AT_ONCE = 200
 """Tasks that the timer takes, or the answer is written of, in one go: a few milliseconds."""
 
-_SHOWN = TypeAdapter(list[Task])
-_ONE = TypeAdapter(Task)
 _SCHEMA = TaskBatch.model_json_schema(ref_template="#/components/schemas/{model}")
 del _SCHEMA["$defs"]  # They stand among the components, for the route of a single task.
 
@@ -181,8 +178,7 @@ def _report(outcome: Outcome) -> bytes:
         document = problem_of(outcome)
         return strict_json.dumps({"status": document["status"], "problem": document}).encode()
     status, row = outcome
-    task = _ONE.dump_json(_ONE.validate_python(row))
-    return b'{"status":%d,"task":%b}' % (status, task)
+    return b'{"status":%d,"task":%b}' % (status, write_task(row))
 
 
 def _json(content: bytes, status: int) -> Response:
@@ -228,8 +224,5 @@ async def _reserved(timer: Timer, tasks: Sequence[DueTask]) -> AsyncIterator[Non
 
 def _written(rows: Sequence[Any]) -> bytes:
     """Return the answer's body."""
-    parts = [
-        _SHOWN.dump_json(_SHOWN.validate_python(rows[begin : begin + _AT_ONCE]))
-        for begin in range(0, len(rows), _AT_ONCE)
-    ]
+    parts = [write_tasks(rows[begin : begin + _AT_ONCE]) for begin in range(0, len(rows), _AT_ONCE)]
     return b"[" + b",".join(part[1:-1] for part in parts) + b"]"

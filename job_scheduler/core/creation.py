@@ -110,6 +110,8 @@ def _insert(connection: Connection, new: Iterable[NewTask]) -> dict[str, TaskRow
     recurs = any("recurrence" in members for members in asked)
     statement = _INSERT[dialect, recurs]
     decided = _by_id(connection.execute(statement, {"given": strict_json.dumps(given)}))
+    for members in asked:
+        del members["expects_handler"]  # It is not shown.
     return {
         task_id: _UNSET | members | decided[task_id]
         for members in asked

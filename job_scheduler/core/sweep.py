@@ -107,8 +107,9 @@ class Sweep:
         held = len(self._timer) + self._dispatcher.queued + self._dispatcher.running
         room = min(_PAGE, HELD_MAX - held)
         # When there is no room, nothing is wrong: there is more to do than may wait in memory. Then
-        # only what has a raised priority is looked for.
-        urgent = room <= 0
+        # only what has a raised priority is looked for; likewise while a part of a backlog waits
+        # here, which would only be read again.
+        urgent = room <= 0 or (self._more and self._dispatcher.queued >= _PAGE)
         # What is held may well be the most urgent: ask for as many more.
         limit = _PAGE if urgent else held + room
         self._timer.note_look()

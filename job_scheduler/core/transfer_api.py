@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import TypeAdapter
 
 from job_scheduler.constants import Sort
 from job_scheduler.core import idempotency, import_lines
@@ -15,7 +14,7 @@ from job_scheduler.core.lines import lines_of
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_list import FilterQuery
-from job_scheduler.core.schemas_task import Task
+from job_scheduler.core.schemas_task import write_task
 from job_scheduler.core.schemas_transfer import ImportProblem, ImportResult
 from job_scheduler.core.selection import pages
 from job_scheduler.core.store import TaskRow
@@ -41,7 +40,6 @@ _AT_ONCE = 500
 _AT_ONCE_BYTES = 4 * 1024 * 1024
 _ROOM = 2 * _AT_ONCE_BYTES
 """Memory that an import is reckoned to need: some lines, and what is made of them."""
-_SHOWN = TypeAdapter(Task)
 _LINES = {"schema": {"description": "One JSON object a line."}}
 
 
@@ -219,5 +217,4 @@ async def _exported(query: FilterQuery, services: Services) -> AsyncIterator[byt
 
 
 def _written(rows: Sequence[TaskRow]) -> bytes:
-    shown = (_SHOWN.dump_json(_SHOWN.validate_python(row)) for row in rows)
-    return b"".join(line + b"\n" for line in shown)
+    return b"".join(write_task(row) + b"\n" for row in rows)
