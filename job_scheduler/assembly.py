@@ -47,6 +47,7 @@ from job_scheduler.core.timer import Timer
 from job_scheduler.core.unblocking import Unblocking
 from job_scheduler.core.waiting import Waiting
 from job_scheduler.core.wakeups import Wakeups
+from job_scheduler.core.watching import Watching
 from job_scheduler.database import Database, build_engine
 from job_scheduler.dependencies import Services
 from job_scheduler.exceptions import (
@@ -64,6 +65,7 @@ _logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
+_CHANGES_SECONDS = 0.25
 _SWITCH_SECONDS = 0.001
 _BATCHES_AT_WORK = 2
 """Batches of creates that are parsed or stored at a time: while the database has one, the other
@@ -179,6 +181,9 @@ async def start(
     waiting = Waiting(database, lambda: shutdown.has_begun)
     looking = Loop(waiting.look, _WAIT_SECONDS, "a look for those who wait")
     await stack.enter_async_context(_loop(looking.run))
+    watching = Watching(database, lambda: shutdown.has_begun)
+    changes = Loop(watching.look, _CHANGES_SECONDS, "a look for changes")
+    await stack.enter_async_context(_loop(changes.run))
     stack.push_async_callback(shutdown.finish)
     timer.start()
     stack.callback(timer.stop)
@@ -221,6 +226,7 @@ async def start(
         shutdown=shutdown,
         release=release,
         waiting=waiting,
+        watching=watching,
     )
 
 

@@ -26,6 +26,7 @@ from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.core.waiting import Waiting
+from job_scheduler.core.watching import Watching
 from job_scheduler.database import Database
 from job_scheduler.exceptions import InvalidField, InvalidRequest, TaskConflict, TaskNotFound
 from job_scheduler.identifiers import parse_uuid
@@ -51,6 +52,7 @@ class Services:
     release: Release
     shutdown: Shutdown
     waiting: Waiting
+    watching: Watching
 
     def new_task(self, wanted: TaskCreate, task_id: str) -> NewTask:
         """Return the task that a request asks for, with the defaults of what it runs."""

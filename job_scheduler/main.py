@@ -15,6 +15,7 @@ from job_scheduler.config import Settings, load_settings
 from job_scheduler.core import (
     api,
     batch_api,
+    events_api,
     handlers_api,
     health,
     manage_api,
@@ -96,7 +97,7 @@ def create_app(
     )
     for module in (
         *(transfer_api, api, batch_api, times_api, manage_api, many_api, runs_api),
-        *(handlers_api, recovery_api, health, metrics_api),
+        *(events_api, handlers_api, recovery_api, health, metrics_api),
     ):
         # The routes themselves: an included router is gone through for each request anew.
         app.router.routes.extend(module.router.routes)

@@ -69,7 +69,9 @@ def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         shutil.copyfile(request.getfixturevalue("sqlite_template"), file)
         return f"sqlite:///{file}"
     url: str = request.getfixturevalue("postgresql_database")
-    Backend(url).sql("TRUNCATE scheduled_tasks, task_runs, catch_up, instances")
+    Backend(url).sql(
+        "TRUNCATE scheduled_tasks, task_runs, catch_up, instances, task_events, event_watch"
+    )
     return url
 
 

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from job_scheduler.core.models import Base
+from job_scheduler.core.event_models import TaskEvent
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=TaskEvent.metadata,  # that of all tables
     transactional_ddl=True,
 )
 context.run_migrations()

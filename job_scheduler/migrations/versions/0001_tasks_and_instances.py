@@ -236,6 +236,7 @@ def upgrade() -> None:
             "state IN ('starting', 'recovering', 'alive', 'dead')", name=op.f("ck_instances_state")
         ),
     )
+    _create_events(dialect)
     if dialect == "sqlite":
         _create_sqlite_triggers()
 
@@ -314,6 +315,106 @@ def _create_runs(now: sa.TextClause) -> None:
         sa.PrimaryKeyConstraint("singleton", name="pk_catch_up"),
         sa.CheckConstraint("singleton = 1", name=op.f("ck_catch_up_singleton")),
     )
+
+
+def _create_events(dialect: str) -> None:
+    """Create what notes the changes of tasks, and the triggers that do, while somebody watches."""
+    op.create_table(
+        "task_events",
+        sa.Column(
+            "event_id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            sa.Identity(always=True),
+            nullable=False,
+        ),
+        sa.Column("xid", sa.BigInteger, nullable=False),
+        sa.Column("at", _time, nullable=False),
+        sa.Column("task_id", _uuid, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("status", sa.Text),
+        sa.Column("former", sa.Text),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("concurrency_key", sa.Text),
+        sa.Column("tags", _tags),
+        sa.PrimaryKeyConstraint("event_id", name="pk_task_events"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_task_events_order", "task_events", ["xid", "event_id"])
+    op.create_table(
+        "event_watch",
+        sa.Column("singleton", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("until", _time, nullable=False),
+        sa.Column("floor_xid", sa.BigInteger, nullable=False),
+        sa.Column("floor_event", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("singleton", name="pk_event_watch"),
+        sa.CheckConstraint("singleton = 1", name=op.f("ck_event_watch_singleton")),
+    )
+    if dialect == "postgresql":
+        _create_postgresql_event_triggers()
+    else:
+        _create_sqlite_event_triggers()
+
+
+_NOTED = "xid, at, task_id, name, status, former, attempt, concurrency_key, tags"
+
+
+def _create_postgresql_event_triggers() -> None:
+    """Note changes statement by statement, which costs little where there are many rows."""
+
+    def note(status: str, former: str, source: str) -> str:
+        return f"""
+            INSERT INTO task_events ({_NOTED})
+            SELECT pg_current_xact_id()::text::bigint, clock_timestamp(), task.task_id, task.name,
+                {status}, {former}, task.attempt, task.concurrency_key, task.tags
+            FROM {source};"""  # noqa: S608 (made of constants)
+
+    changed = """new_rows AS task JOIN old_rows ON old_rows.task_id = task.task_id
+            WHERE task.status <> old_rows.status"""
+    # Our sessions plan without hash joins, which would compare each row with each here.
+    op.execute(
+        f"""
+        CREATE FUNCTION note_task_events() RETURNS trigger LANGUAGE plpgsql
+        SET enable_hashjoin = on AS $$
+        BEGIN
+            IF NOT EXISTS (SELECT 1 FROM event_watch WHERE until > clock_timestamp()) THEN
+                RETURN NULL;
+            END IF;
+            IF TG_OP = 'INSERT' THEN {note("task.status", "NULL", "new_rows AS task")}
+            ELSIF TG_OP = 'DELETE' THEN {note("NULL", "task.status", "old_rows AS task")}
+            ELSE {note("task.status", "old_rows.status", changed)}
+            END IF;
+            RETURN NULL;
+        END $$"""  # noqa: S608 (made of constants)
+    )
+    for event, tables in (
+        ("INSERT", "NEW TABLE AS new_rows"),
+        ("UPDATE", "NEW TABLE AS new_rows OLD TABLE AS old_rows"),
+        ("DELETE", "OLD TABLE AS old_rows"),
+    ):
+        op.execute(
+            f"CREATE TRIGGER note_{event.lower()} AFTER {event} ON scheduled_tasks "
+            f"REFERENCING {tables} FOR EACH STATEMENT EXECUTE FUNCTION note_task_events()"
+        )
+
+
+def _create_sqlite_event_triggers() -> None:
+    now = _NOW["sqlite"]
+    for event, row, status, former, condition in (
+        ("INSERT", "NEW", "NEW.status", "NULL", ""),
+        ("UPDATE OF status", "NEW", "NEW.status", "OLD.status", "NEW.status <> OLD.status AND"),
+        ("DELETE", "OLD", "NULL", "OLD.status", ""),
+    ):
+        values = ", ".join(
+            (
+                *("0", now, f"{row}.task_id", f"{row}.name", status, former),
+                *(f"{row}.{name}" for name in ("attempt", "concurrency_key", "tags")),
+            )
+        )
+        op.execute(
+            f"CREATE TRIGGER note_{event.split()[0].lower()} AFTER {event} ON scheduled_tasks "  # noqa: S608 (constants)
+            f"WHEN {condition} EXISTS (SELECT 1 FROM event_watch WHERE until > {now}) "
+            f"BEGIN INSERT INTO task_events ({_NOTED}) VALUES ({values}); END"
+        )
 
 
 def _create_sqlite_triggers() -> None:

@@ -1,0 +1,148 @@
+"""What changed: how changes are noted for a while, read in their order, and forgotten.
+
+Places are ordered as the changes became visible, so that whoever reads on from a place misses none.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Connection, Table, delete, literal_column, select, text, tuple_
+
+from job_scheduler.core.columns import NOW_SQL, UtcDateTime, later_sql
+from job_scheduler.core.event_models import EventWatch, TaskEvent
+
+events = cast("Table", TaskEvent.__table__)
+watch = cast("Table", EventWatch.__table__)
+
+WATCHED = timedelta(minutes=10)
+"""How long changes are noted after somebody has watched: so long a reader may be away."""
+KEPT = timedelta(minutes=15)
+
+EventRow = Mapping[str, Any]
+
+_XID = {"postgresql": "CAST(CAST(pg_current_xact_id() AS text) AS bigint)", "sqlite": "0"}
+_OLDEST_XID = "CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)"
+_LAST_EVENT = "(SELECT coalesce(max(event_id), 0) FROM task_events)"
+_FLOOR_EVENT = {"postgresql": "0", "sqlite": _LAST_EVENT}
+
+
+class Place(NamedTuple):
+    """A place in the sequence of changes."""
+
+    xid: int
+    event_id: int
+
+    def __str__(self) -> str:
+        """Return it as the id of an event."""
+        return f"{self.xid}-{self.event_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Place | None":
+        """Return the place that an event's id tells; None if it is none of ours."""
+        xid, dash, event_id = text.partition("-")
+        is_place = dash and all(
+            part.isascii() and part.isdecimal() and len(part) < 19 for part in (xid, event_id)
+        )
+        return cls(int(xid), int(event_id)) if is_place else None
+
+
+def note_changes(connection: Connection) -> None:
+    """Have changes noted for some more minutes; if they were not, they are known from now on."""
+    dialect = connection.dialect.name
+    connection.execute(_NOTE[dialect], {"seconds": WATCHED.total_seconds()})
+
+
+def beginning(connection: Connection) -> Place:
+    """Return the place from which on everything comes that becomes visible from now on.
+
+    What became visible a moment ago may come, too.
+    """
+    if connection.dialect.name == "postgresql":
+        return Place(connection.execute(select(literal_column(_OLDEST_XID))).scalar_one(), 0)
+    return Place(0, connection.execute(select(literal_column(_LAST_EVENT))).scalar_one())
+
+
+def is_complete_from(connection: Connection, place: Place) -> bool:
+    """Tell whether all that came after a place is still there."""
+    floor = connection.execute(
+        select(watch.c.floor_xid, watch.c.floor_event).where(
+            watch.c.until > literal_column(NOW_SQL[connection.dialect.name], UtcDateTime())
+        )
+    ).one_or_none()
+    return floor is not None and tuple(floor) <= place <= _end(connection)
+
+
+def last_place(connection: Connection) -> Place | None:
+    """Return the place of the last change, if there is one."""
+    row = connection.execute(
+        select(events.c.xid, events.c.event_id)
+        .where(*_is_visible(connection))
+        .order_by(events.c.xid.desc(), events.c.event_id.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else Place(*row)
+
+
+def changes_after(connection: Connection, place: Place, limit: int) -> Sequence[EventRow]:
+    """Return up to `limit` changes after a place, in their order."""
+    here = tuple_(events.c.xid, events.c.event_id)
+    types = [events.c.xid.type, events.c.event_id.type]
+    found = connection.execute(
+        select(events)
+        .where(here > tuple_(*place, types=types), *_is_visible(connection))
+        .order_by(events.c.xid, events.c.event_id)
+        .limit(limit)
+    )
+    return [dict(row._mapping) for row in found]
+
+
+def forget_changes(connection: Connection) -> None:
+    """Forget the changes of some time ago."""
+    old = events.c.at < literal_column(
+        later_sql(connection.dialect.name, str(-KEPT.total_seconds())), UtcDateTime()
+    )
+    last = connection.execute(
+        select(events.c.xid, events.c.event_id)
+        .where(old)
+        .order_by(events.c.xid.desc(), events.c.event_id.desc())
+        .limit(1)
+    ).one_or_none()
+    if last is None:
+        return
+    connection.execute(_RAISE, {"xid": last.xid, "event_id": last.event_id})
+    connection.execute(delete(events).where(old))
+
+
+def _end(connection: Connection) -> Place:
+    """Return a place behind which nothing can be yet: no id of ours lies there."""
+    if connection.dialect.name == "sqlite":
+        return beginning(connection)
+    last: int = connection.execute(select(literal_column(_LAST_EVENT))).scalar_one()
+    return Place(beginning(connection).xid, last)
+
+
+def _is_visible(connection: Connection) -> list[Any]:
+    if connection.dialect.name == "sqlite":
+        return []
+    return [events.c.xid < literal_column(_OLDEST_XID)]
+
+
+def _note_statement(dialect: str) -> Any:
+    still = f"event_watch.until > {NOW_SQL[dialect]}"
+    return text(f"""
+        INSERT INTO event_watch (singleton, until, floor_xid, floor_event)
+        VALUES (1, {later_sql(dialect, ":seconds")}, {_XID[dialect]}, {_FLOOR_EVENT[dialect]})
+        ON CONFLICT (singleton) DO UPDATE SET
+            floor_xid = CASE WHEN {still} THEN event_watch.floor_xid ELSE excluded.floor_xid END,
+            floor_event = CASE WHEN {still}
+                THEN event_watch.floor_event ELSE excluded.floor_event END,
+            until = excluded.until
+        """)  # noqa: S608 (made of constants)
+
+
+_NOTE = {dialect: _note_statement(dialect) for dialect in NOW_SQL}
+_RAISE = text("""
+    UPDATE event_watch SET floor_xid = :xid, floor_event = :event_id
+    WHERE floor_xid < :xid OR (floor_xid = :xid AND floor_event < :event_id)
+    """)

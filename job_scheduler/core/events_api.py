@@ -1,0 +1,73 @@
+"""The route that streams what changes."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from job_scheduler.core.events import EventRow, Place
+from job_scheduler.core.schemas_events import EventQuery, TaskChanged
+from job_scheduler.core.watching import Start
+from job_scheduler.dependencies import OnceEach, ServicesDep
+from job_scheduler.errors import problems
+from job_scheduler.exceptions import InvalidField
+
+router = APIRouter(tags=["tasks"])
+
+_BAD_PLACE = InvalidField(
+    "header", "Last-Event-ID", "Not an id of ours. Take it from the last event, or leave it out."
+)
+
+
+async def _start(
+    services: ServicesDep,
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            description="The id of the last event that you have: the stream goes on after it. "
+            "Browsers send it by themselves."
+        ),
+    ] = None,
+) -> AsyncIterator[Start]:
+    """Find the stream's beginning before the answer begins, so that a failure has a status."""
+    last = None
+    if last_event_id is not None and (last := Place.parse(last_event_id)) is None:
+        raise _BAD_PLACE
+    with services.watching.stream():
+        yield await services.watching.start(last)
+
+
+@router.get(
+    "/events",
+    operation_id="watchEvents",
+    summary="Watch what changes",
+    response_class=EventSourceResponse,
+    dependencies=[OnceEach],
+    responses=problems(_BAD_PLACE, 500, 503),
+)
+async def watch_events(
+    query: Annotated[EventQuery, Query()],
+    start: Annotated[Start, Depends(_start)],
+    services: ServicesDep,
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream the changes of tasks' states, of all instances, as server-sent events.
+
+    The first event, `open`, tells from when on: with `"complete": false`, changes since your
+    `Last-Event-ID` may be missing, and it is time to read the list anew. Each further one is a
+    task whose status has changed: `former` is null for a new one, `status` for one that is gone.
+    An event may come twice, after a reconnection, say; its id is the same then. While nothing
+    changes, a comment comes every 15 seconds.
+    """
+    opened = {"complete": start.is_complete}
+    yield ServerSentEvent(event="open", id=str(start.place), data=opened)
+    async for rows in services.watching.changes_after(start.place):
+        for row in rows:
+            if query.wants(row):
+                yield _event(row)
+
+
+def _event(row: EventRow) -> ServerSentEvent:
+    place = Place(row["xid"], row["event_id"])
+    data: dict[str, Any] = {name: row[name] for name in TaskChanged.model_fields}
+    return ServerSentEvent(id=str(place), raw_data=TaskChanged(**data).model_dump_json())
