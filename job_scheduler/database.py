@@ -67,6 +67,24 @@ class Database:
 
         return await self._within_patience(self._readers, call, DatabaseUnavailable())
 
+    async def read_at_once(
+        self,
+        work: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Do what ``read`` does, where several statements are to see the database at one instant.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached.
+        """
+
+        def call() -> T:
+            with self.reading(at_once=True) as connection:
+                return work(connection, *args, **kwargs)
+
+        return await self._within_patience(self._readers, call, DatabaseUnavailable())
+
     def read_here(
         self,
         patience: float | None,
@@ -168,9 +186,16 @@ class Database:
             raise DatabaseUnavailable from None
 
     @contextmanager
-    def reading(self, patience: float | None = None) -> Iterator[Connection]:
-        """Open a connection for SELECTs only; it is cut off after `patience` seconds, if given."""
-        options = {} if self.dialect == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+    def reading(
+        self, patience: float | None = None, *, at_once: bool = False
+    ) -> Iterator[Connection]:
+        """Open a connection for SELECTs only; it is cut off after `patience` seconds, if given.
+
+        With `at_once` all of them see the database as it was when the first one was made. (On
+        SQLite that is always so.)
+        """
+        level = "REPEATABLE READ" if at_once else "AUTOCOMMIT"
+        options = {} if self.dialect == "sqlite" else {"isolation_level": level}
         try:
             with (
                 bounded(patience),

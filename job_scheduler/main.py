@@ -15,6 +15,7 @@ from job_scheduler.config import Settings, load_settings
 from job_scheduler.core import (
     api,
     batch_api,
+    explain_api,
     handlers_api,
     health,
     manage_api,
@@ -93,7 +94,7 @@ def create_app(
         lifespan=lifespan,
     )
     for module in (
-        *(api, batch_api, times_api, manage_api, runs_api),
+        *(api, batch_api, times_api, explain_api, manage_api, runs_api),
         *(handlers_api, recovery_api, health, metrics_api),
     ):
         # The routes themselves: an included router is gone through for each request anew.

@@ -207,6 +207,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "POST /tasks/{task_id}/resume": "resumeTask",
         "POST /tasks/preview": "previewTask",
         "GET /tasks/{task_id}/next": "listTimes",
+        "GET /tasks/{task_id}/explain": "explainTask",
         "GET /tasks/{task_id}/runs": "listRuns",
         "GET /handlers": "listHandlers",
         "POST /tasks/{task_id}/retry": "retryTask",
@@ -254,6 +255,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "POST /tasks/{task_id}/resume": {404, 409, 500, 503},
         "POST /tasks/preview": {400, 413, 415, 422, 500, 503},
         "GET /tasks/{task_id}/next": {404, 422, 500, 503},
+        "GET /tasks/{task_id}/explain": {404, 500, 503},
         "GET /recovery/plan": {500, 503},
         "POST /recovery/approve": {409, 500, 503},
         "GET /health": {500, 503},
@@ -340,6 +342,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       23 selected / 23 total" in run.stdout
+    assert "Operations:       24 selected / 24 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()

@@ -50,6 +50,7 @@ _LINKS = {
     "show": "showTask",
     "runs": "listRuns",
     "next": "listTimes",
+    "explain": "explainTask",
     "change": "changeTask",
     "pause": "pauseTask",
     "resume": "resumeTask",
