@@ -220,6 +220,7 @@ async def start(
         shutdown=shutdown,
         release=release,
         waiting=waiting,
+        forecasting=asyncio.Lock(),
     )
 
 

@@ -1,5 +1,6 @@
 """What the routes need, as annotated dependencies that read the application's typed state."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
@@ -49,6 +50,7 @@ class Services:
     release: Release
     shutdown: Shutdown
     waiting: Waiting
+    forecasting: asyncio.Lock
 
     def new_task(self, wanted: TaskCreate, task_id: str) -> NewTask:
         """Return the task that a request asks for, with the defaults of what it runs."""

@@ -16,6 +16,7 @@ from job_scheduler.core import (
     api,
     batch_api,
     explain_api,
+    forecast_api,
     handlers_api,
     health,
     manage_api,
@@ -95,7 +96,7 @@ def create_app(
     )
     for module in (
         *(api, batch_api, times_api, explain_api, manage_api, runs_api),
-        *(handlers_api, recovery_api, health, metrics_api),
+        *(forecast_api, handlers_api, recovery_api, health, metrics_api),
     ):
         # The routes themselves: an included router is gone through for each request anew.
         app.router.routes.extend(module.router.routes)

@@ -209,6 +209,7 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "GET /tasks/{task_id}/next": "listTimes",
         "GET /tasks/{task_id}/explain": "explainTask",
         "GET /tasks/{task_id}/runs": "listRuns",
+        "GET /forecast": "forecast",
         "GET /handlers": "listHandlers",
         "POST /tasks/{task_id}/retry": "retryTask",
         "GET /recovery/plan": "planRecovery",
@@ -245,6 +246,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "GET /tasks/{task_id}": {404, 500, 503},
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
         "GET /tasks/{task_id}/runs": {404, 422, 500, 503},
+        "GET /forecast": {422, 500, 503},
         "GET /handlers": {500},
         "POST /tasks/{task_id}/retry": {404, 409, 500, 503},
         "POST /tasks/{task_id}/cancel": {404, 409, 500, 503},
@@ -342,6 +344,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       24 selected / 24 total" in run.stdout
+    assert "Operations:       25 selected / 25 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()
