@@ -29,6 +29,7 @@ from sqlalchemy.types import Double
 from job_scheduler.core.columns import database_time
 from job_scheduler.core.forecast import Counts, Grid, Recurring
 from job_scheduler.core.models import DUE_WHERE
+from job_scheduler.core.overdue import ALONG_THE_INDEX
 from job_scheduler.core.store import DUE_AT, tasks
 
 
@@ -66,13 +67,19 @@ class Due:
 def read_due(
     connection: Connection, hours: int, intervals: int | None, bounds: Bounds = Bounds()
 ) -> Due:
-    """Return what falls due in the next `hours`, in about so many intervals."""
+    """Return what falls due in the next `hours`, in about so many intervals.
+
+    On PostgreSQL it wants a transaction, which `connection` may not have by itself.
+    """
+    if connection.dialect.name == "postgresql":
+        # To sort all that waits for the sake of the first million takes longer.
+        connection.execute(ALONG_THE_INDEX)
     grid = Grid.of(database_time(connection), hours, intervals)
     totals: Counter[int] = Counter()
     counts: Counts = defaultdict(Counter)
     complete_until = grid.until
     for row in connection.execute(_once(grid, bounds, connection.dialect.name)):
-        if row.seen == bounds.tasks:
+        if row.seen > bounds.tasks:
             complete_until = row.last
         if not row.recurs:
             totals[row.place] = row.total
@@ -133,7 +140,7 @@ def _pending(grid: Grid, bounds: Bounds) -> Select[Any]:
         select(DUE_AT.label("due"))
         .where(_WAITS, grid.begin <= DUE_AT, grid.until > DUE_AT)
         .order_by(DUE_AT)
-        .limit(bounds.tasks)
+        .limit(bounds.tasks + 1)
     )
 
 

@@ -24,6 +24,8 @@ PEAKS_TOLD = 5
 _USUAL = (60, 300, 900, 3_600)
 """Lengths of intervals, in seconds: the first by which there are not too many."""
 _USUALLY_MAX = 200
+_MEMBERS_AT_ONCE = 20
+"""Followers of a rule for whom a time is counted in one step: as long as it takes to find it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
 
@@ -139,9 +141,10 @@ class Expansion:
         while heap:
             moment, order, stream = heapq.heappop(heap)
             self.complete_until = moment
-            for members in list(stream.members.values()):
+            for number, members in enumerate(stream.members.values()):
+                if number % _MEMBERS_AT_ONCE == 0:
+                    yield
                 self._count(members, moment)
-                yield
             self._push(heap, stream, order, moment)
         self.complete_until = self._grid.until
 

@@ -21,7 +21,7 @@ from job_scheduler.errors import problems
 
 router = APIRouter(tags=["tasks"])
 
-STEPS_MAX = 60_000
+STEPS_MAX = 50_000
 """Steps of work that one forecast takes, at most: some seconds."""
 _PIECE = 200
 """Steps that are taken in one go."""
