@@ -63,7 +63,7 @@ class Database:
         """
 
         def call() -> T:
-            return self.read_here(None, work, *args, **kwargs)
+            return self._read(None, lambda connection: work(connection, *args, **kwargs))
 
         return await self._within_patience(self._readers, call, DatabaseUnavailable())
 
@@ -80,8 +80,9 @@ class Database:
         """
 
         def call() -> T:
-            with self.reading(at_once=True) as connection:
-                return work(connection, *args, **kwargs)
+            return self._read(
+                None, lambda connection: work(connection, *args, **kwargs), at_once=True
+            )
 
         return await self._within_patience(self._readers, call, DatabaseUnavailable())
 
@@ -97,14 +98,19 @@ class Database:
         Raises:
             DatabaseUnavailable: it cannot be reached.
         """
+        return self._read(patience, lambda connection: work(connection, *args, **kwargs))
+
+    def _read(
+        self, patience: float | None, work: Callable[[Connection], T], *, at_once: bool = False
+    ) -> T:
         try:
-            with self.reading(patience) as connection:
-                return work(connection, *args, **kwargs)
+            with self.reading(patience, at_once=at_once) as connection:
+                return work(connection)
         except DatabaseUnavailable as error:
             if not was_lost(error):
                 raise
-        with self.reading(patience) as connection:
-            return work(connection, *args, **kwargs)
+        with self.reading(patience, at_once=at_once) as connection:
+            return work(connection)
 
     async def write(
         self,

@@ -478,6 +478,24 @@ def test_task_that_is_about_to_start(store: Backend, works: HandlerRegistry) -> 
     near(reason["since"], -1)
 
 
+def test_places_are_those_of_all_instances_but_for_the_lost_ones(
+    store: Backend, held: HandlerRegistry, gate: threading.Event
+) -> None:
+    lock = InProcessLock()
+    assert asyncio.run(lock.acquire(MISSING, new_token()))
+    held.task("hangs", timeout=0.1)(lambda: gate.wait(30))
+    with running(store, held, lock=lock, lease_seconds=60, threads=3) as client:
+        insert_instance(store, ago(1), later(0), "alive")
+        insert_instance(store, ago(1), later(0), "starting")
+        insert_instance(store, ago(2), ago(1))
+        finished(client, post(client, name="hangs", run_at=later(0))["task_id"])
+        assert services_of(client).dispatcher.lost == 1
+        post(client, task_id=MISSING, run_at=later(-1))
+        reason = only(client, MISSING, "about_to_start")
+        gate.set()
+    assert (reason["running"], reason["places"]) == (0, 5)
+
+
 def test_tasks_before_it_are_counted_up_to_a_bound(store: Backend, works: HandlerRegistry) -> None:
     lock = InProcessLock()
     assert asyncio.run(lock.acquire(MISSING, new_token()))

@@ -1,5 +1,7 @@
 """The route that tells why a task has not run, ran late, or ran twice."""
 
+import asyncio
+
 from fastapi import APIRouter
 
 from job_scheduler.bodies import JsonRoute
@@ -35,4 +37,5 @@ async def explain_task(task_id: TaskIdDep, services: ServicesDep) -> TaskExplana
         services.heartbeat.instance_id,
         services.dispatcher.lost,
     )
-    return TaskExplanation.of(explain(facts, here))
+    # In a thread: it may take a while to go through a rule's times.
+    return TaskExplanation.of(await asyncio.to_thread(explain, facts, here))
