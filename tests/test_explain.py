@@ -215,6 +215,7 @@ def test_paused_task(store: Backend, works: HandlerRegistry) -> None:
         due = store.insert_task(run_at=later(-HOUR), status="paused")
         assert only(client, due, "paused")["remedy"].startswith(f"POST /tasks/{due}/resume")
     assert list(reasons) == ["paused", "not_due"]
+    assert reasons["not_due"]["remedy"].endswith(f"POST /tasks/{task_id}/run starts it now.")
 
 
 def test_task_that_waits_for_its_retry(store: Backend) -> None:
@@ -255,6 +256,7 @@ def test_start_that_the_jitter_puts_off(store: Backend, works: HandlerRegistry) 
     assert reasons["jitter"]["run_at"] == task["run_at"]
     assert reasons["recurs"]["next_at"] == task["run_at"]
     assert reasons["recurs"]["text"].startswith("It has not run yet; its next time is ")
+    assert reasons["jitter"]["remedy"].endswith("/run makes an extra run now.")
 
 
 def test_start_that_was_put_off_for_no_known_reason(store: Backend, works: HandlerRegistry) -> None:
@@ -748,7 +750,7 @@ def test_cancelled_task(store: Backend, works: HandlerRegistry) -> None:
         client.post(f"/tasks/{before}/cancel")
         assert "before it started" in only(client, before, "cancelled")["text"]
         begun = store.insert_task(status="cancelled", attempt=1, finished_at=ago(0))
-        assert only(client, begun, "cancelled")["text"] == "It was cancelled, and ended."
+        assert only(client, begun, "cancelled")["text"] == "It was cancelled after 1 attempt."
 
 
 # -------------------------------------------------------------------------- it ran late
@@ -888,7 +890,7 @@ def test_attempts_of_one_kind_are_told_together(store: Backend, works: HandlerRe
     assert reasons["waiting_for_retry"]["error"] == "error 30"
     failed = reasons["attempt_failed"]
     assert (failed["attempts"], failed["attempt"]) == (20, 30)
-    assert failed["text"].startswith("20 attempts, the last of them attempt 30, failed at ")
+    assert failed["text"].startswith("Attempt 30 (and 19 before it) failed at ")
 
 
 # -------------------------------------------------------------------- recurring tasks

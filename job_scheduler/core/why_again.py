@@ -81,7 +81,8 @@ def why_again(facts: Facts) -> Iterator[Reason]:
         yield Reason(
             ReasonCode.RunAgain,
             f"It has been started {number(facts.task.attempt, 'time')}, while max_attempts is "
-            f"{facts.task.max_attempts}: it was run again at somebody's request.",
+            f"{facts.task.max_attempts}: it was run again at somebody's request, or max_attempts "
+            "was lowered since.",
             NOTHING,
             {"attempts": facts.task.attempt, "max_attempts": facts.task.max_attempts},
         )
@@ -121,13 +122,12 @@ _WORDS: dict[ReasonCode, tuple[Callable[[str, str], str], str]] = {
 
 
 def _of(facts: Facts, code: ReasonCode, found: list[Attempt]) -> Reason:
-    """Return what became of some attempts: of several, in the words of the last one."""
+    """Return what became of some attempts, of which the last one is told of."""
     words, remedy = _WORDS[code]
     last = found[-1]
     which = f"Attempt {last.attempt}"
     if len(found) > 1:
-        which = f"{number(len(found), 'attempt')}, the last of them attempt {last.attempt},"
-        which = which[0].upper() + which[1:]
+        which += f" (and {len(found) - 1} before it)"
     return Reason(
         code,
         words(which, at(last.finished_at)),

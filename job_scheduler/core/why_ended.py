@@ -54,8 +54,8 @@ def why_running(facts: Facts, here: Here) -> Iterator[Reason]:
     timeout = here.timeout if task.timeout is None else task.timeout
     yield Reason(
         ReasonCode.Running,
-        f"It runs since {at(since)}, for {duration((now - since).total_seconds())}, on instance "
-        f"{who}.",
+        f"It has been running for {duration((now - since).total_seconds())}, since {at(since)}, "
+        f"on instance {who}.",
         f"Wait: GET /tasks/{task.task_id} with Prefer: wait=30. POST /tasks/{task.task_id}/cancel "
         "ends it.",
         data
@@ -83,7 +83,9 @@ def why_ended(facts: Facts) -> Iterator[Reason]:
         case TaskStatus.Cancelled:
             yield Reason(
                 ReasonCode.Cancelled,
-                "It was cancelled, " + ("before it started." if not task.attempt else "and ended."),
+                f"It was cancelled after {number(task.attempt, 'attempt')}."
+                if task.attempt
+                else "It was cancelled before it started.",
                 "Post it again if it is to run after all.",
                 _ending(facts),
             )

@@ -18,8 +18,7 @@ def why_waiting(facts: Facts, here: Here) -> Iterator[Reason]:
         yield Reason(
             ReasonCode.Paused,
             "It is paused: it does not start until somebody lets it.",
-            f"POST /tasks/{task.task_id}/resume lets it start at its time, "
-            f"POST /tasks/{task.task_id}/run starts it now.",
+            f"POST /tasks/{task.task_id}/resume lets it start at its time. {_run_now(task)}",
         )
     if task.missed_at is not None:
         yield from _set_aside(facts, here, task.missed_at)
@@ -126,7 +125,7 @@ def _before_its_time(facts: Facts, here: Here) -> Iterator[Reason]:
     task = facts.task
     seconds = (task.due - facts.now).total_seconds()
     data = {"until": task.due, "seconds": seconds}
-    run = f"POST /tasks/{task.task_id}/run starts it now."
+    run = _run_now(task)
     if task.due == task.run_at:
         yield Reason(
             ReasonCode.NotDue,
@@ -137,8 +136,8 @@ def _before_its_time(facts: Facts, here: Here) -> Iterator[Reason]:
     elif task.attempt >= task.max_attempts:
         yield Reason(
             ReasonCode.RunAgain,
-            f"It has had its attempts, and is run again at somebody's request: at {at(task.due)}, "
-            f"in {duration(seconds)}.",
+            "It has had its attempts, and is run again at somebody's request (or max_attempts was "
+            f"lowered since): at {at(task.due)}, in {duration(seconds)}.",
             f"Nothing needs to be done. {run}",
             data | {"attempts": task.attempt, "max_attempts": task.max_attempts},
         )
@@ -185,6 +184,11 @@ def _before_its_time(facts: Facts, here: Here) -> Iterator[Reason]:
             f"Nothing needs to be done. {run}",
             data | {"run_at": task.run_at},
         )
+
+
+def _run_now(task: TaskFacts) -> str:
+    does = "starts it now" if task.recurrence is None else "makes an extra run now"
+    return f"POST /tasks/{task.task_id}/run {does}."
 
 
 def _was_released(facts: Facts) -> bool:
