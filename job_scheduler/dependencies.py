@@ -1,13 +1,12 @@
 """What the routes need, as annotated dependencies that read the application's typed state."""
 
-import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
-from job_scheduler.admission import Admission
+from job_scheduler.admission import Admission, Turns
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
@@ -50,7 +49,7 @@ class Services:
     release: Release
     shutdown: Shutdown
     waiting: Waiting
-    forecasting: asyncio.Lock
+    forecasts: Turns
 
     def new_task(self, wanted: TaskCreate, task_id: str) -> NewTask:
         """Return the task that a request asks for, with the defaults of what it runs."""

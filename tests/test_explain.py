@@ -580,17 +580,17 @@ def test_missed_tasks_that_are_released_at_a_bounded_rate(
     for number in range(15):
         store.insert_task(run_at=ago(1 + number), task_id=f"{MISSING[:-2]}{number:02}")
     with running(store, works, recovery_rate=1) as client:
-        wait_until(lambda: store.count("missed_at IS NULL") >= 9)
+        wait_until(lambda: store.count("missed_at IS NULL") >= 10)
         youngest = explained(client, f"{MISSING[:-2]}00")
-        released = explained(client, f"{MISSING[:-2]}08")
+        released = explained(client, f"{MISSING[:-2]}05")
     waits = youngest["waiting_for_release"]
     assert list(youngest) == ["waiting_for_release"]
     assert waits["rate"] == 1
-    assert 1 <= waits["before"] <= 6
+    assert 1 <= waits["before"] <= 4
     assert f"1 a second, with {waits['before']} task" in waits["text"]
     near(waits["expected_at"], 14, within=10)
     assert list(released) == ["released"]
-    assert parse_time(released["released"]["run_at"]) == hours_ago(9)
+    assert parse_time(released["released"]["run_at"]) == hours_ago(6)
 
 
 def test_missed_tasks_that_wait_for_an_approval(store: Backend, works: HandlerRegistry) -> None:

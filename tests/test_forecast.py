@@ -510,16 +510,34 @@ def test_answer_says_up_to_when_it_is_complete(store: Backend) -> None:
     assert forecast_api._answer(less, whole).complete_until == due.grid.begin
 
 
-def test_one_forecast_is_made_at_a_time(store: Backend) -> None:
-    with running(store) as client, ThreadPoolExecutor(4) as pool:
+def test_one_forecast_is_made_at_a_time_and_some_wait(store: Backend) -> None:
+    with running(store) as client, ThreadPoolExecutor(12) as pool:
         services = services_of(client)
-        looks: list[bool] = []
+        database = services.database
+        at_work = 0
+        most = 0
+        gate = threading.Event()
 
-        def note(*_: Any) -> None:
-            looks.append(services.forecasting.locked())
+        def begin(*arguments: Any) -> None:
+            nonlocal at_work, most
+            if "scheduled_tasks" in arguments[2] and "row_number" in arguments[2]:
+                at_work += 1
+                most = max(most, at_work)
+                gate.wait(20)
 
-        event.listen(services.database.engine, "before_cursor_execute", note)
-        answers = [pool.submit(client.get, "/forecast") for _ in range(4)]
-        assert {answer.result(30).status_code for answer in answers} == {200}
-        assert not services.forecasting.locked()
-    assert any(looks)
+        def end(*arguments: Any) -> None:
+            nonlocal at_work
+            if "scheduled_tasks" in arguments[2] and "row_number" in arguments[2]:
+                at_work -= 1
+
+        event.listen(database.engine, "before_cursor_execute", begin)
+        event.listen(database.engine, "after_cursor_execute", end)
+        answers = [pool.submit(client.get, "/forecast") for _ in range(12)]
+        refused = wait_until(lambda: next((one for one in answers if one.done()), None))
+        assert refused is not None
+        assert_problem(refused.result(), 503, "OVERLOADED_503")
+        gate.set()
+        statuses = sorted(answer.result(30).status_code for answer in answers)
+        assert statuses == [200] * 11 + [503]
+        assert client.get("/forecast").status_code == 200
+    assert most == 1

@@ -57,7 +57,7 @@ async def forecast(
     times a recurring task will leave out (`overlap`), and how many tasks will be tried again.
     """
     # One at a time: it may keep a thread of the database for a second or two.
-    async with services.forecasting:
+    async with services.forecasts.turn():
         due = await services.database.read_at_once(read_due, hours, intervals)
         expansion = Expansion(due.grid, due.recurring)
         await _carry_out(expansion.steps(), STEPS_MAX)

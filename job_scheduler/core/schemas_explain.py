@@ -38,7 +38,7 @@ _EXAMPLE: JsonDict = {
 }
 
 
-class ReasonShown(BaseModel):
+class TaskReason(BaseModel):
     """One reason: a sentence, what to do, and the facts behind it; what does not apply is left out.
 
     All times are UTC.
@@ -128,7 +128,7 @@ class TaskExplanation(BaseModel):
     status: TaskStatus
     summary: Annotated[str, Field(description="The most important reason, in a sentence.")]
     reasons: Annotated[
-        list[ReasonShown], Field(description="One or more; the most important one comes first.")
+        list[TaskReason], Field(description="One or more; the most important one comes first.")
     ]
 
     @classmethod
@@ -139,7 +139,7 @@ class TaskExplanation(BaseModel):
             status=found.status,
             summary=found.summary,
             reasons=[
-                ReasonShown(code=each.code, text=each.text, remedy=each.remedy, **each.data)
+                TaskReason(code=each.code, text=each.text, remedy=each.remedy, **each.data)
                 for each in found.reasons
             ],
         )
