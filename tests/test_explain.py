@@ -922,6 +922,16 @@ def test_recurring_task_tells_of_its_times(store: Backend, works: HandlerRegistr
     assert over["text"] == "It has run 1 time."
 
 
+def test_attempts_of_the_last_occurrence_are_told(store: Backend, works: HandlerRegistry) -> None:
+    with long_running(store, works) as client:
+        task_id = recurring(store, ago(-0.5))
+        insert_run(store, task_id, scheduled_for=ago(1.5), outcome="crashed")
+        insert_run(store, task_id, scheduled_for=ago(1.5), started_at=ago(1), attempt=2)
+        insert_run(store, task_id, scheduled_for=ago(0.5), outcome="failed")
+        insert_run(store, task_id, scheduled_for=ago(0.5), started_at=ago(0.4), attempt=2)
+        assert codes(client, task_id) == ["not_due", "attempt_failed", "recurs"]
+
+
 def test_times_that_came_while_a_run_was_under_way(store: Backend, works: HandlerRegistry) -> None:
     with long_running(store, works) as client:
         skips, queues = (
