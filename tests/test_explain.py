@@ -1294,3 +1294,5 @@ def test_page_explains_every_code() -> None:
     page = (ROOT / "docs" / "explain.md").read_text()
     told = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert told == [code.value for code in ReasonCode]
+    [example] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    TaskExplanation.model_validate_json(example, extra="forbid")
