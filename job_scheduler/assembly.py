@@ -12,7 +12,7 @@ from typing import Any
 from apscheduler.schedulers.base import BaseScheduler
 
 from job_scheduler import __version__
-from job_scheduler.admission import Admission
+from job_scheduler.admission import Admission, Turns
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock, SystemClock
 from job_scheduler.config import Settings
@@ -72,6 +72,7 @@ _BATCHES_AT_WORK = 2
 has the interpreter."""
 _BATCHES_MAX_BYTES = 2 * BATCH_BODY_MAX_BYTES
 _UPLOAD_SECONDS = 60.0
+_FORECASTS_WAITING = 10
 _LEAVE_SECONDS = 5.0
 """How long the shutdown waits for the database to take note of it."""
 
@@ -227,6 +228,7 @@ async def start(
         release=release,
         waiting=waiting,
         watching=watching,
+        forecasts=Turns(_FORECASTS_WAITING),
     )
 
 

@@ -63,7 +63,26 @@ class Database:
         """
 
         def call() -> T:
-            return self.read_here(None, work, *args, **kwargs)
+            return self._read(None, lambda connection: work(connection, *args, **kwargs))
+
+        return await self._within_patience(self._readers, call, DatabaseUnavailable())
+
+    async def read_at_once(
+        self,
+        work: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Do what ``read`` does, where several statements are to see the database at one instant.
+
+        Raises:
+            DatabaseUnavailable: it cannot be reached.
+        """
+
+        def call() -> T:
+            return self._read(
+                None, lambda connection: work(connection, *args, **kwargs), at_once=True
+            )
 
         return await self._within_patience(self._readers, call, DatabaseUnavailable())
 
@@ -79,14 +98,19 @@ class Database:
         Raises:
             DatabaseUnavailable: it cannot be reached.
         """
+        return self._read(patience, lambda connection: work(connection, *args, **kwargs))
+
+    def _read(
+        self, patience: float | None, work: Callable[[Connection], T], *, at_once: bool = False
+    ) -> T:
         try:
-            with self.reading(patience) as connection:
-                return work(connection, *args, **kwargs)
+            with self.reading(patience, at_once=at_once) as connection:
+                return work(connection)
         except DatabaseUnavailable as error:
             if not was_lost(error):
                 raise
-        with self.reading(patience) as connection:
-            return work(connection, *args, **kwargs)
+        with self.reading(patience, at_once=at_once) as connection:
+            return work(connection)
 
     async def write(
         self,
@@ -168,9 +192,16 @@ class Database:
             raise DatabaseUnavailable from None
 
     @contextmanager
-    def reading(self, patience: float | None = None) -> Iterator[Connection]:
-        """Open a connection for SELECTs only; it is cut off after `patience` seconds, if given."""
-        options = {} if self.dialect == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+    def reading(
+        self, patience: float | None = None, *, at_once: bool = False
+    ) -> Iterator[Connection]:
+        """Open a connection for SELECTs only; it is cut off after `patience` seconds, if given.
+
+        With `at_once` all of them see the database as it was when the first one was made. (On
+        SQLite that is always so.)
+        """
+        level = "REPEATABLE READ" if at_once else "AUTOCOMMIT"
+        options = {} if self.dialect == "sqlite" else {"isolation_level": level}
         try:
             with (
                 bounded(patience),

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
-from job_scheduler.admission import Admission
+from job_scheduler.admission import Admission, Turns
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
@@ -53,6 +53,7 @@ class Services:
     shutdown: Shutdown
     waiting: Waiting
     watching: Watching
+    forecasts: Turns
 
     def new_task(self, wanted: TaskCreate, task_id: str) -> NewTask:
         """Return the task that a request asks for, with the defaults of what it runs."""

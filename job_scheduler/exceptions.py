@@ -415,4 +415,4 @@ class Overloaded(Unavailable):
     error_code = "OVERLOADED_503"
 
     def __init__(self) -> None:
-        super().__init__("Too many requests are waiting to be stored. Try again shortly.")
+        super().__init__("Too many requests are waiting for their turn. Try again shortly.")

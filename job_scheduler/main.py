@@ -16,6 +16,8 @@ from job_scheduler.core import (
     api,
     batch_api,
     events_api,
+    explain_api,
+    forecast_api,
     handlers_api,
     health,
     manage_api,
@@ -96,8 +98,8 @@ def create_app(
         lifespan=lifespan,
     )
     for module in (
-        *(transfer_api, api, batch_api, times_api, manage_api, many_api, runs_api),
-        *(events_api, handlers_api, recovery_api, health, metrics_api),
+        *(transfer_api, api, batch_api, times_api, explain_api, manage_api, many_api, runs_api),
+        *(events_api, forecast_api, handlers_api, recovery_api, health, metrics_api),
     ):
         # The routes themselves: an included router is gone through for each request anew.
         app.router.routes.extend(module.router.routes)

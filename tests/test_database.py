@@ -192,7 +192,7 @@ def test_database_that_is_cut_off_is_unavailable_and_comes_back(store: Backend) 
 
 
 @only_postgresql
-@pytest.mark.parametrize("way", ["read", "write"])
+@pytest.mark.parametrize("way", ["read", "read_at_once", "write"])
 def test_connection_that_the_server_has_closed_is_replaced_unnoticed(
     store: Backend, way: str
 ) -> None:

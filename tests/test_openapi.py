@@ -227,12 +227,14 @@ def test_operation_ids_are_stable(document: dict[str, Any]) -> None:
         "POST /tasks/{task_id}/resume": "resumeTask",
         "POST /tasks/preview": "previewTask",
         "GET /tasks/{task_id}/next": "listTimes",
+        "GET /tasks/{task_id}/explain": "explainTask",
         "GET /tasks/{task_id}/runs": "listRuns",
         "GET /tasks/export": "exportTasks",
         "POST /tasks/import": "importTasks",
         "DELETE /tasks": "deleteTasks",
         "PATCH /tasks": "changeTasks",
         "GET /events": "watchEvents",
+        "GET /forecast": "forecast",
         "GET /handlers": "listHandlers",
         "POST /tasks/{task_id}/retry": "retryTask",
         "GET /recovery/plan": "planRecovery",
@@ -270,6 +272,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "DELETE /tasks/{task_id}": {404, 409, 500, 503},
         "GET /tasks/{task_id}/runs": {404, 422, 500, 503},
         "GET /events": {422, 500, 503},
+        "GET /forecast": {422, 500, 503},
         "GET /handlers": {500},
         "POST /tasks/{task_id}/retry": {404, 409, 500, 503},
         "POST /tasks/{task_id}/cancel": {404, 409, 500, 503},
@@ -284,6 +287,7 @@ def test_every_operation_documents_its_errors_as_problems(document: dict[str, An
         "POST /tasks/{task_id}/resume": {404, 409, 500, 503},
         "POST /tasks/preview": {400, 413, 415, 422, 500, 503},
         "GET /tasks/{task_id}/next": {404, 422, 500, 503},
+        "GET /tasks/{task_id}/explain": {404, 500, 503},
         "GET /recovery/plan": {500, 503},
         "POST /recovery/approve": {409, 500, 503},
         "GET /health": {500, 503},
@@ -371,6 +375,6 @@ def test_schemathesis_finds_nothing(store: Backend, tmp_path: Path) -> None:
         )
         assert run.returncode == 0, run.stdout + run.stderr + service.output()
         service.stop()
-    assert "Operations:       27 selected / 28 total" in run.stdout
+    assert "Operations:       29 selected / 30 total" in run.stdout
     assert "Stateful" in run.stdout
     assert "ERROR" not in service.output()

@@ -43,6 +43,7 @@ _LINKS = {
     "show": "showTask",
     "runs": "listRuns",
     "next": "listTimes",
+    "explain": "explainTask",
     "change": "changeTask",
     "pause": "pauseTask",
     "resume": "resumeTask",

@@ -22,8 +22,7 @@ class Lane:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.running = 0
-        reserve = 0 if capacity < _NO_RESERVE_BELOW else max(1, capacity // _RESERVE)
-        self._share = capacity - reserve
+        self._share = share_of(capacity)
         self._running_of: Counter[str] = Counter()
         self._queues: dict[str, list[_Entry]] = {}
         self._firsts: list[_Entry] = []
@@ -80,3 +79,9 @@ class Lane:
     def _offer_first(self, name: str) -> None:
         if self._running_of[name] < self._share:
             heapq.heappush(self._firsts, self._queues[name][0])
+
+
+def share_of(capacity: int) -> int:
+    """Return how many of a lane's places tasks of one name take, at most."""
+    reserve = 0 if capacity < _NO_RESERVE_BELOW else max(1, capacity // _RESERVE)
+    return capacity - reserve

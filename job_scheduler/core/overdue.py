@@ -120,7 +120,7 @@ def _execute(
     if dialect == "postgresql":
         # Until it has counted what was just set aside, PostgreSQL takes it for a few rows, and
         # would sort them all for each batch, instead of going along the index.
-        connection.execute(_ALONG_THE_INDEX)
+        connection.execute(ALONG_THE_INDEX)
     return connection.execute(statements[dialect], values)
 
 
@@ -190,8 +190,8 @@ _RELEASED = {
     ),
 }
 
-# For this transaction alone.
-_ALONG_THE_INDEX = text("SELECT set_config('enable_sort', 'off', true)")
+ALONG_THE_INDEX = text("SELECT set_config('enable_sort', 'off', true)")
+"""Has PostgreSQL go along an index for what is wanted in its order, in this transaction alone."""
 _COUNT_OVERDUE = _typed(
     f"""
     SELECT count(*) AS tasks, count(CASE WHEN {NEW_SQL} THEN 1 END) AS new

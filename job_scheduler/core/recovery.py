@@ -19,12 +19,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from job_scheduler.clock import in_iso_8601
 from job_scheduler.config import Settings
 from job_scheduler.constants import InstanceState, RecoverPastTasks, RecoveryAction
 from job_scheduler.core import catch_up, instances, overdue, recurring
 from job_scheduler.core.catch_up import CatchUpRow
 from job_scheduler.core.columns import database_time
+from job_scheduler.core.downtime import Downtime
 from job_scheduler.core.instances import InstanceRow, Member
 from job_scheduler.core.overdue import Overdue
 from job_scheduler.core.recurring import Passed
@@ -147,7 +147,7 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
         return await database.write(_while_recovering, instance_id, work, *args, **kwargs)
 
     started, last = await database.read(_downtime, instance_id)
-    reason = _missed(f"from {_seconds(last)} to" if last else "until", started)
+    reason = Downtime(last, started).result
     passed = await _pass_missed(change, started, rules.policy, reason)
     found, former = await database.read(_situation, started)
     treat: Callable[[], Awaitable[int]] | None = None
@@ -197,7 +197,7 @@ async def _end(change: _Change, former: CatchUpRow, policy: RecoverPastTasks) ->
     """
     failed = 0
     if policy is RecoverPastTasks.Fail:
-        reason = _missed("until", former.missed_at)
+        reason = Downtime(None, former.missed_at).result
         treat = partial(change, overdue.fail_missed, former.missed_at, reason)
         failed = await _in_batches(policy, treat)
     await change(catch_up.close, former.missed_at)
@@ -244,12 +244,3 @@ def _situation(connection: Connection, started: datetime) -> tuple[Overdue, Catc
 def approved_until(former: CatchUpRow | None) -> datetime | None:
     """Return up to which downtime a person has approved that missed tasks are run."""
     return None if former is None or former.approved_at is None else former.covers_until
-
-
-def _missed(period: str, instant: datetime) -> str:
-    """Return the result of a task that was missed."""
-    return f"missed: the service was down {period} {_seconds(instant)}"
-
-
-def _seconds(instant: datetime) -> str:
-    return in_iso_8601(instant, "seconds")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 
-from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import RESULT_MAX_BYTES
+from job_scheduler.core import own_words
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.handlers.context import Progress, RunContext
 from job_scheduler.core.handlers.failing import again, failure
@@ -33,7 +33,6 @@ _logger = logging.getLogger(__name__)
 _CANCEL_SECONDS = 3.0
 """How long async work may take to end once it is cancelled: a command gets a second of it."""
 _CANCELLED = "cancelled while it ran"
-_EXPIRED = "expired: it was to be started before {} or not at all, and could not be in time"
 
 
 class _Call:
@@ -117,7 +116,7 @@ class Caller:
         if self._stopping:
             return NotStarted()
         if claim.start_before is not None and claim.started_at > claim.start_before:
-            return TooLate(_EXPIRED.format(in_iso_8601(claim.start_before)))
+            return TooLate(own_words.expired(claim.start_before))
         work = self._works.of(claim)
         if not isinstance(work, Work):
             return work

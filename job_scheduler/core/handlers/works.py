@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from job_scheduler.clock import in_iso_8601
 from job_scheduler.constants import UnknownTasks
+from job_scheduler.core import own_words
 from job_scheduler.core.claims import Claim
 from job_scheduler.core.fields import Command
 from job_scheduler.core.handlers.context import RunContext
@@ -166,18 +166,10 @@ class Works:
         if claim.expects_handler or self._unknown_tasks is UnknownTasks.Reject:
             shortest, longest = _PARKED_SECONDS
             return Parked(
-                f"waiting: no task handler is named {claim.name!r} in this release. It runs when "
-                "there is one; python -m job_scheduler check lists all such tasks.",
+                own_words.waiting(claim.name),
                 min(max(late / 2, shortest), longest),
             )
-        return Succeeded(
-            {
-                "message": f"No task handler is named {claim.name!r}: "
-                "nothing was run, the task only kept the time.",
-                "fired_at": in_iso_8601(claim.started_at),
-                "late_seconds": round(late, 6),
-            }
-        )
+        return Succeeded(own_words.time_kept(claim.name, claim.started_at, late))
 
 
 def stored_command(document: Any) -> list[str]:
