@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -288,9 +289,9 @@ def test_old_changes_are_forgotten_and_it_is_known(store: Backend) -> None:
             at=later(-events.KEPT.total_seconds() - 1),
             id=second.event_id,
         )
-        for _ in range(2):
+        for expected in (True, True, False):
             with database.writing() as connection:
-                events.forget_changes(connection)
+                assert events.forget_changes(connection, at_once=1) is expected
         with database.writing() as connection:
             events.note_changes(connection)  # It leaves the floor where it is.
         with database.reading() as connection:
@@ -316,6 +317,41 @@ def test_change_that_becomes_visible_late_is_not_missed(store: Backend) -> None:
         with database.reading() as connection:
             rows = events.changes_after(connection, Place(0, 0), 10)
         assert [row["name"] for row in rows] == ["slow", "quick"]
+
+
+@only_postgresql
+def test_whoever_may_only_insert_tasks_still_may(store: Backend) -> None:
+    role = f"js_test_{uuid4().hex}"
+    with store.database() as database:
+        with database.writing() as connection:
+            events.note_changes(connection)
+            connection.exec_driver_sql(f"CREATE ROLE {role}")
+        try:
+            with database.writing() as connection:
+                connection.exec_driver_sql(f"GRANT INSERT ON scheduled_tasks TO {role}")
+                connection.exec_driver_sql(f"SET LOCAL ROLE {role}")
+                connection.exec_driver_sql(
+                    "INSERT INTO scheduled_tasks (name, run_at) VALUES ('outbox', now())"
+                )
+            with database.reading() as connection:
+                [row] = events.changes_after(connection, Place(0, 0), 10)
+            assert row["name"] == "outbox"
+        finally:
+            with database.writing() as connection:
+                connection.exec_driver_sql(f"DROP OWNED BY {role}")
+                connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_what_was_noted_is_forgotten_also_when_nobody_watches(store: Backend) -> None:
+    async def scenario(database: Database) -> None:
+        await Watching(database, lambda: False).start(None)
+        store.insert_task()
+        store.sql("UPDATE task_events SET at = :at", at=later(-events.KEPT.total_seconds() - 1))
+        await Watching(database, lambda: False).look()
+        assert store.sql("SELECT * FROM task_events") == []
+
+    with store.database() as database:
+        asyncio.run(scenario(database))
 
 
 # ---------------------------------------------------------------------------- trouble
@@ -365,6 +401,26 @@ def test_streams_end_at_once_when_the_service_stops(store: Backend, tmp_path: Pa
         for stream in streams:
             assert stream.ended.wait(5)
         service.process.wait(10)
+
+
+def test_stream_that_waits_ends_when_it_is_told_to(store: Backend) -> None:
+    stopping = threading.Event()
+
+    async def scenario(database: Database) -> None:
+        watching = Watching(database, stopping.is_set)
+        start = await watching.start(None)
+        reading = asyncio.ensure_future(anext(watching.changes_after(start.place), None))
+        with watching.stream():
+            for _ in range(2):
+                await watching.look()
+        await asyncio.wait([reading], timeout=0.2)
+        assert not reading.done()
+        stopping.set()
+        await watching.look()
+        assert await reading is None
+
+    with store.database() as database:
+        asyncio.run(scenario(database))
 
 
 def test_number_of_streams_is_bounded(store: Backend) -> None:

@@ -97,21 +97,25 @@ def changes_after(connection: Connection, place: Place, limit: int) -> Sequence[
     return [dict(row._mapping) for row in found]
 
 
-def forget_changes(connection: Connection) -> None:
-    """Forget the changes of some time ago."""
-    old = events.c.at < literal_column(
+def forget_changes(connection: Connection, at_once: int = 10_000) -> bool:
+    """Forget changes of some time ago; tell whether there may be more of them."""
+    cutoff = literal_column(
         later_sql(connection.dialect.name, str(-KEPT.total_seconds())), UtcDateTime()
     )
+    place = (events.c.xid, events.c.event_id)
+    oldest = select(*place, events.c.at).order_by(*place).limit(at_once).subquery()
     last = connection.execute(
-        select(events.c.xid, events.c.event_id)
-        .where(old)
-        .order_by(events.c.xid.desc(), events.c.event_id.desc())
+        select(oldest.c.xid, oldest.c.event_id)
+        .where(oldest.c.at < cutoff)
+        .order_by(oldest.c.xid.desc(), oldest.c.event_id.desc())
         .limit(1)
     ).one_or_none()
     if last is None:
-        return
+        return False
     connection.execute(_RAISE, {"xid": last.xid, "event_id": last.event_id})
-    connection.execute(delete(events).where(old))
+    types = [column.type for column in place]
+    gone = connection.execute(delete(events).where(tuple_(*place) <= tuple_(*last, types=types)))
+    return gone.rowcount >= at_once
 
 
 def _end(connection: Connection) -> Place:

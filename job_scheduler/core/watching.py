@@ -92,12 +92,16 @@ class Watching:
         if self._is_stopping():
             self._tell()
             return
+        if time.monotonic() - self._renewed_at >= _RENEWED_SECONDS:
+            self._renewed_at = time.monotonic()
+            if self.streams:
+                await self._database.write(events.note_changes)
+            # Also what was noted for those who have gone, perhaps with their instance.
+            more = True
+            while more:
+                more = await self._database.write(events.forget_changes)
         if not self.streams:
             return
-        if time.monotonic() - self._renewed_at >= _RENEWED_SECONDS:
-            await self._database.write(events.note_changes)
-            await self._database.write(events.forget_changes)
-            self._renewed_at = time.monotonic()
         last = await self._database.read(events.last_place)
         if last != self._last:
             self._last = last
