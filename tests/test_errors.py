@@ -321,11 +321,11 @@ def test_method_that_is_not_taken_is_answered_with_those_that_are(
     store: Backend, subtests: pytest.Subtests
 ) -> None:
     allowed = {
-        "PUT /tasks": "GET, POST",
-        "PATCH /tasks": "GET, POST",
-        "DELETE /tasks": "GET, POST",
-        "OPTIONS /tasks": "GET, POST",
-        "NONSENSE /tasks": "GET, POST",
+        "PUT /tasks": "DELETE, GET, PATCH, POST",
+        "OPTIONS /tasks": "DELETE, GET, PATCH, POST",
+        "NONSENSE /tasks": "DELETE, GET, PATCH, POST",
+        "POST /tasks/export": "GET",
+        "PUT /tasks/import": "POST",
         "POST /tasks/00000000-0000-4000-8000-000000000000": "DELETE, GET, PATCH",
         "PUT /tasks/nonsense": "DELETE, GET, PATCH",
         "PUT /tasks/batch": "POST",
