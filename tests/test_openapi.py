@@ -37,6 +37,14 @@ def holds_long_integer(node):
     return isinstance(node, int) and not -(2**63) <= node < 2**63
 
 
+def holds_nul(node):
+    if isinstance(node, dict):
+        return any(holds_nul(part) for pair in node.items() for part in pair)
+    if isinstance(node, list):
+        return any(holds_nul(value) for value in node)
+    return isinstance(node, str) and "\\0" in node
+
+
 def tasks_of(body):
     tasks = body.get("tasks", [body]) if isinstance(body, dict) else []
     return [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
@@ -110,6 +118,7 @@ def can_be_taken(task):
 def filter_body(context, body):
     return (
         not holds_long_integer(body)
+        and not holds_nul(body)
         and len(ids_of(body)) == len(set(ids_of(body)))
         and len(keys_of(body)) == len(set(keys_of(body)))
         and all(map(can_be_taken if takes_tasks(context) else can_be_changed, tasks_of(body)))

@@ -205,7 +205,7 @@ def test_members_are_described_with_examples() -> None:
     assert webhook(**example).body == example["body"]
     for name in ("url", "headers", "body", "follow_redirects"):
         assert schema["properties"][name]["description"].endswith("."), name
-    assert schema["properties"]["body"]["$ref"] == "#/$defs/PayloadValue"
+    assert not {"type", "anyOf", "$ref"} & schema["properties"]["body"].keys()
 
 
 def test_documented_headers_are_those_that_are_taken() -> None:

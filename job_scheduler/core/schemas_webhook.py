@@ -8,14 +8,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError
 
-from job_scheduler.core.fields import PayloadValue
 from job_scheduler.urls import URL_MAX_LENGTH, URL_PATTERN, parse_url
 
 HEADERS_MAX = 50
@@ -34,18 +30,6 @@ RESERVED_PREFIX = "job-scheduler-"
 # RFC 9110, sections 5.1 and 5.5, in ASCII.
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}")
 _FIELD_VALUE = re.compile(r"(?:[!-~](?:[\t -~]{0,8190}[!-~])?)?")
-
-
-class _AnyJson:
-    """Annotates a value that strict_json has examined: it is documented, and left as it is."""
-
-    def __get_pydantic_core_schema__(self, _source: Any, _: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.any_schema()
-
-    def __get_pydantic_json_schema__(
-        self, _schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return handler(PayloadValue.__pydantic_core_schema__)
 
 
 def _url(text: str) -> str:
@@ -164,7 +148,6 @@ class Webhook(Hook):
 
     body: Annotated[
         Any,
-        _AnyJson(),
         Field(
             description="Sent as JSON. Text is sent as it is where you set a Content-Type of your "
             "own. Left out or null: there is no body.",
