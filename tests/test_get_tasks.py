@@ -225,20 +225,20 @@ def test_unusable_queries_are_refused_with_a_remedy(
         "name=%00": ("name", "Must not contain NUL"),
         "name=" + "x" * 256: ("name", "at most 255 characters"),
         "cursor=": ("cursor", "Must not be empty"),
-        "cursor=nonsense": ("cursor", "Take it from the Link header"),
-        "cursor=%FF": ("cursor", "Take it from the Link header"),
-        "cursor=AAAA": ("cursor", "Take it from the Link header"),
-        "cursor=A": ("cursor", "Take it from the Link header"),
-        "cursor=%C3%A9": ("cursor", "Take it from the Link header"),
+        "cursor=nonsense": ("cursor", "Take it from the answer before"),
+        "cursor=%FF": ("cursor", "Take it from the answer before"),
+        "cursor=AAAA": ("cursor", "Take it from the answer before"),
+        "cursor=A": ("cursor", "Take it from the answer before"),
+        "cursor=%C3%A9": ("cursor", "Take it from the answer before"),
         # 0123456789ab|tomorrow|01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61
         "cursor=MDEyMzQ1Njc4OWFifHRvbW9ycm93fDAxOTgwZDJhLTZjMWUtN2MzYS05ZjU3LTNmMGY0YzFmMmE2MQ": (
             "cursor",
-            "Take it from the Link header",
+            "Take it from the answer before",
         ),
         # 0123456789ab|2031-07-01T12:00:00Z|nonsense
         "cursor=MDEyMzQ1Njc4OWFifDIwMzEtMDctMDFUMTI6MDA6MDBafG5vbnNlbnNl": (
             "cursor",
-            "Take it from the Link header",
+            "Take it from the answer before",
         ),
         "nme=probe": ("nme", "There is no such field here"),
         "limit=1&Status=done": ("Status", "There is no such field here"),
