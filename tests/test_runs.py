@@ -249,6 +249,7 @@ def test_documentation_leads_from_a_new_task_to_its_runs() -> None:
         "cancel": "cancelTask",
         "delete": "deleteTask",
         "next": "listTimes",
+        "explain": "explainTask",
         "change": "changeTask",
         "pause": "pauseTask",
         "resume": "resumeTask",
