@@ -400,10 +400,11 @@ def test_repetition_that_is_answered_is_the_answer(make: Make) -> None:
     client, pauses = answering(make, lambda request: outcomes.pop(0)(request), retries=1)
     assert client.get(MISSING).name == "greet"
     assert pauses == [0.2]
-    client, pauses = answering(make, lost, retries=0)
-    with pytest.raises(Unreachable):
-        client.get(MISSING)
-    assert pauses == []
+    for retries, expected in ((0, []), (6, [0.2, 0.4, 0.8, 1.6, 2.0, 2.0])):
+        client, pauses = answering(make, lost, retries=retries)
+        with pytest.raises(Unreachable):
+            client.get(MISSING)
+        assert pauses == expected
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 412, 422, 500, 502, 504])
@@ -574,7 +575,7 @@ def test_task_is_paused_resumed_run_and_removed(client: Any) -> None:
         client.pause(task_id)
     assert (late.value.status, late.value.error_code) == (409, "TASK_PAUSE_409")
     other = client.create("greet", run_at=NOON).task_id
-    assert client.delete(other) is None
+    assert client.delete(other) == f"Task {other} is cancelled."
     with pytest.raises(NotFound) as gone:
         client.get(other)
     assert (gone.value.status, gone.value.error_code) == (404, "TASK_404")

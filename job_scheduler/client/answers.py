@@ -68,6 +68,11 @@ def handlers_of(answer: httpx.Response) -> list[Handler]:
     return read_all(Handler, answer.json())
 
 
+def message_of(answer: httpx.Response) -> str:
+    """Return the sentence that was answered."""
+    return str(answer.json()["message"])
+
+
 def health_of(answer: httpx.Response) -> Mapping[str, Any]:
     """Return how the service does.
 

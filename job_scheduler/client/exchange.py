@@ -21,7 +21,9 @@ RETRIES = 3
 LONGEST_PAUSE = 30
 """Seconds that the service may ask a caller to wait before it is asked again."""
 _FIRST_PAUSE = 0.2
-"""Seconds before the first repetition where nobody answers; each further one doubles them."""
+_LAST_PAUSE = 2.0
+"""Seconds before the first repetition where nobody answers; each further one doubles them, up to
+the last."""
 
 # The service says so where it has done nothing; a proxy's 503 says neither.
 _NOTHING_DONE = ("DATABASE_503", "OVERLOADED_503", "UNAVAILABLE_503")
@@ -75,7 +77,7 @@ def _pause(ask: Ask, answer: Answer, tried: int) -> float | None:
     What has surely done nothing is always repeated; what may have been done, only where that does
     no more.
     """
-    pause: float = _FIRST_PAUSE * 2**tried
+    pause: float = min(_FIRST_PAUSE * 2**tried, _LAST_PAUSE)
     if isinstance(answer, httpx.RequestError):
         return pause if ask.repeatable or isinstance(answer, _NOT_SENT) else None
     wanted = answer.headers.get("Retry-After", "")

@@ -12,6 +12,7 @@ import httpx
 from job_scheduler.client.answers import (
     handlers_of,
     health_of,
+    message_of,
     moments_of,
     page_of,
     preview_of,
@@ -208,10 +209,13 @@ class Operations:
         return (yield from self._act(task_id, "retry"))
 
     @operation
-    def delete(self, task_id: str | UUID) -> Steps[None]:
-        """Remove a task that has not started: it never runs, and nothing of it is kept."""
+    def delete(self, task_id: str | UUID) -> Steps[str]:
+        """Remove a task that has not started, and return what the service says.
+
+        It never runs, and nothing of it is kept.
+        """
         ask = Ask("DELETE", path_of(task_id), repeatable=False)
-        yield from self._ask(ask, lambda _: None)
+        return (yield from self._ask(ask, message_of))
 
     # ----------------------------------------------------------------------- the service
 
