@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from inspect import signature
 from pathlib import Path
@@ -25,6 +27,7 @@ from job_scheduler.task_commands.words import duration
 from job_scheduler.terminal import Column, cell_width, printable, table, terminal_width
 from tests.support.app import ROOT, ServiceProcess, service_process
 from tests.support.receiver import Receiver
+from tests.support.remote import in_shell, installed_command
 from tests.support.services import find_free_port, wait_until
 
 FAR = "2099-07-01T12:00:00Z"
@@ -254,7 +257,7 @@ def test_list_is_the_services_json_and_says_when_there_is_more(url: str, client:
     wanted = httpx.get(f"{url}/tasks", params={"tag": tag, "limit": 2})
     shortened = typed(url, "list", "--tag", tag, "--limit", "2", "--json")
     assert json.loads(shortened.stdout) == wanted.json()
-    assert shortened.stderr == "There are more: --limit 4 shows them.\n"
+    assert shortened.stderr == "There are more than 2: --limit 4 shows more.\n"
     assert len(typed(url, "list", "--tag", tag, "--limit", "2").stdout.splitlines()) == 3
     whole = typed(url, "list", "--tag", tag, "--limit", "3")
     assert (len(whole.stdout.splitlines()), whole.stderr) == (4, "")
@@ -329,6 +332,40 @@ def test_what_is_not_there_is_said(url: str) -> None:
         assert len(refused.stderr.splitlines()) == 1
 
 
+def test_what_a_newer_service_says_is_shown_and_cannot_control_the_terminal() -> None:
+    answer = {
+        "task_id": MISSING,
+        "name": "greet",
+        "run_at": FAR,
+        "status": "frozen",
+        "ended": "\x9bno",
+        "etag": 1,
+        "raw": [2],
+        "tags": None,
+    }
+    with Receiver() as receiver:
+        receiver.answer = answer
+        printed = typed(receiver.url, "show", MISSING, "--json").stdout
+    assert json.loads(printed) == answer
+    assert "\\u009bno" in printed
+    task = Task(
+        task_id=MISSING,
+        name="greet",
+        run_at=datetime.fromisoformat(FAR),
+        status="frozen",
+        raw=answer,
+    )
+    assert list(shown.detail_lines(task, [], [], task.run_at, None)) == [
+        f"task_id  {MISSING}",
+        "name     greet",
+        "status   frozen",
+        f"run_at   {FAR} (0 s ago)",
+        "ended    \\x9bno",
+        "etag     1",
+        "raw      [2]",
+    ]
+
+
 def test_distance_is_told_in_words() -> None:
     now = datetime(2027, 7, 1, tzinfo=UTC)
     told = {
@@ -363,22 +400,46 @@ def test_progress_without_a_message_is_shown() -> None:
 # ----------------------------------------------------------------------------- watch
 
 
+@contextmanager
+def watching(url: str, task_id: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that watches a task; its lines can be read as they come."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("COV")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "job_scheduler", "watch", task_id],
+        cwd=ROOT,
+        env=kept | {"JOB_SCHEDULER_URL": url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: "subprocess.Popen[str]") -> str:
+    """The next line that a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def test_task_is_followed_until_it_has_ended(url: str, client: Client, tmp_path: Path) -> None:
     file = tmp_path / "file"
     task_id = client.create("await_file", run_at=FAR, payload={"file": str(file)}).task_id
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(typed, url, "watch", task_id)
-        wait_until(lambda: client.get(task_id).status == "scheduled")
+    with watching(url, task_id) as process:
+        first = next_line(process)
         client.run(task_id)
-        wait_until(lambda: client.get(task_id).progress)
-        # Until the change is told: it is looked for once a second.
-        wait_until(lambda: not client.get(task_id, wait=2).ended)
+        told = [first]
+        while not told[-1].endswith("await_file  25% looking\n"):
+            told.append(next_line(process))
+            assert told[-1].startswith(f"{task_id}  "), told
         file.touch()
-        lines = watching.result(30).stdout.splitlines()
-    assert lines[-1].endswith("await_file  found")
-    assert any("  running    " in line and line.endswith("25% looking") for line in lines)
-    assert all(line.startswith(f"{task_id}  ") for line in lines)
-    assert len(lines) == len(set(lines)) <= 4
+        rest, complaints = process.communicate(timeout=30)
+    assert first == f"{task_id}  scheduled  2099-07-01 12:00:00Z  await_file\n"
+    assert rest == f"{task_id}  done       2099-07-01 12:00:00Z  await_file  found\n"
+    assert (process.returncode, complaints) == (0, "")
+    assert len(told) == len(set(told))
 
 
 @pytest.mark.parametrize("name", ["greet", "stumble"])
@@ -393,18 +454,18 @@ def test_outcome_of_a_watched_task_is_the_exit_status(url: str, client: Client, 
 
 
 def test_watch_outlasts_a_restart_of_the_service(tmp_path: Path) -> None:
-    port = find_free_port()
-    command = ("-m", "job_scheduler", "serve", "--port", str(port))
-    with service_process(tmp_path, {}, *command) as service, ThreadPoolExecutor(1) as pool:
-        with service.start():
-            with Client(service.url) as client:
-                task_id = client.create("send_report", run_at=FAR).task_id
-            watching = pool.submit(typed, service.url, "watch", task_id)
-            service.stop()
+    command = ("-m", "job_scheduler", "serve", "--port", str(find_free_port()))
+    with service_process(tmp_path, {}, *command) as service:
         with service.start(), Client(service.url) as client:
-            client.run(task_id)
-            lines = watching.result(60).stdout.splitlines()
-    assert [line.split()[1] for line in lines][-1] == "done"
+            task_id = client.create("send_report", run_at=FAR).task_id
+        with watching(service.url, task_id) as process:
+            assert "  scheduled  " in next_line(process)
+            service.stop()
+            with service.start(), Client(service.url) as client:
+                client.run(task_id)
+                rest, complaints = process.communicate(timeout=60)
+    assert "  done  " in rest.splitlines()[-1]
+    assert (process.returncode, complaints) == (0, "")
 
 
 def test_service_that_does_not_wait_is_not_asked_all_the_time() -> None:
@@ -412,14 +473,14 @@ def test_service_that_does_not_wait_is_not_asked_all_the_time() -> None:
     with Receiver() as receiver, ThreadPoolExecutor(1) as pool:
         receiver.answer = task
         watching = pool.submit(typed, receiver.url, "watch", MISSING)
-        wait_until(lambda: len(receiver.requests) == 3)
+        wait_until(lambda: len(receiver.requests) == 4)
         receiver.answer = task | {"status": "done"}
         lines = watching.result(30).stdout.splitlines()
     assert len(lines) == 2
     assert [each.headers.get("prefer") for each in receiver.requests] == [
-        *(None, "wait=1", "wait=1", "wait=1")
+        *(None, "wait=1", "wait=1", "wait=1", "wait=1")
     ][: len(receiver.requests)]
-    apart = receiver.times[2] - receiver.times[0]
+    apart = receiver.times[3] - receiver.times[1]
     assert 1.9 < apart < 10
 
 
@@ -580,29 +641,8 @@ def test_what_nobody_looks_at_is_not_cut() -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the command is installed, as pip does it."""
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "job-scheduler"
-    script.write_text(f"#!{sys.executable}\nfrom job_scheduler.cli import main\nmain()\n")
-    script.chmod(0o755)
-    kept = {name: value for name, value in os.environ.items() if name.startswith("COV")}
-    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
-    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-
-
-def in_shell(environment: dict[str, str], command: str) -> str:
-    """What a command prints in bash."""
-    done = subprocess.run(
-        # More than one command: bash stays, so that it can be found out which shell it is.
-        ["/bin/bash", "-c", f"{command}; exit $?"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """An environment in which the command is installed."""
+    return installed_command(tmp_path)
 
 
 def completed(environment: dict[str, str], line: str) -> list[str]:

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, assert_type, get_type_hints
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
+import job_scheduler
 from job_scheduler import client as package
 from job_scheduler.client import (
     ApiError,
@@ -784,6 +785,24 @@ def test_both_clients_can_do_the_same() -> None:
     )
     assert waits == awaits
     assert (Client().get.__name__, AsyncClient().get.__doc__) == ("get", Client().get.__doc__)
+
+
+def test_types_are_known_to_whoever_uses_them() -> None:
+    assert (Path(job_scheduler.__file__).parent / "py.typed").is_file()
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=SHOWN))
+
+    async def scenario() -> None:
+        async with AsyncClient(transport=transport) as client:
+            assert_type(await client.get(MISSING), Task)
+
+    asyncio.run(scenario())
+    with Client(transport=transport) as client:
+        task = client.create("greet", run_at=NOON, tags=["a"])
+        assert_type(task, Task)
+        assert_type(task.started_at, datetime | None)
+        # The checks would complain if these were taken.
+        client.create("greet", prioritty=1)  # type: ignore[call-arg]
+        client.create("greet", priority="high")  # type: ignore[arg-type]
 
 
 def test_clients_are_closed_by_their_blocks(remote: ServiceProcess) -> None:

@@ -8,7 +8,14 @@ import typer
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import PRIORITY_MAX
 from job_scheduler.task_commands import shown
-from job_scheduler.task_commands.service import DEFAULT_URL, EXIT_REFUSED, AsJson, Url, asking
+from job_scheduler.task_commands.service import (
+    DEFAULT_URL,
+    EXIT_REFUSED,
+    PATIENT_RETRIES,
+    AsJson,
+    Url,
+    asking,
+)
 from job_scheduler.task_commands.words import duration, members
 
 _TIMES_MAX = 1_000
@@ -124,7 +131,8 @@ def add(
         given[each] = value
     with asking(url) as client:
         task = client.create(name, **given)
-        if wait:
+    if wait:
+        with asking(url, PATIENT_RETRIES) as client:
             task = client.wait(task.task_id)
     shown.tell(task, as_json=as_json)
     if wait and task.status != "done":

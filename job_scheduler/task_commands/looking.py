@@ -1,18 +1,19 @@
 """The commands that look at tasks: list, show, watch."""
 
-import json
 import time
 from threading import Event
 from typing import Annotated
 
 import typer
 
+from job_scheduler.client.shapes import Task
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import Sort, TaskStatus
 from job_scheduler.task_commands import shown
 from job_scheduler.task_commands.service import (
     DEFAULT_URL,
     EXIT_REFUSED,
+    PATIENT_RETRIES,
     AsJson,
     TaskId,
     Url,
@@ -23,10 +24,7 @@ from job_scheduler.terminal import terminal_width
 _LIMIT = 50
 _LOOK_SECONDS = 1
 """How often a watched task is looked at."""
-_WATCH_RETRIES = 12
-"""So that a service may be restarted while one of its tasks is watched."""
 _NEXT = 5
-_DAY = "TIME"
 
 
 def list_tasks(
@@ -39,16 +37,24 @@ def list_tasks(
     text: Annotated[
         str | None, typer.Option("--text", "-q", help="Those with this text in their name.")
     ] = None,
-    due_after: Annotated[str | None, typer.Option(metavar=_DAY, help="By when they run.")] = None,
-    due_before: Annotated[str | None, typer.Option(metavar=_DAY)] = None,
+    due_after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Those that run then or later.")
+    ] = None,
+    due_before: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Those that run before.")
+    ] = None,
     created_after: Annotated[
-        str | None, typer.Option(metavar=_DAY, help="By when they were made.")
+        str | None, typer.Option(metavar="TIME", help="Those that were made then or later.")
     ] = None,
-    created_before: Annotated[str | None, typer.Option(metavar=_DAY)] = None,
+    created_before: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Those that were made before.")
+    ] = None,
     finished_after: Annotated[
-        str | None, typer.Option(metavar=_DAY, help="By when they ended.")
+        str | None, typer.Option(metavar="TIME", help="Those that ended then or later.")
     ] = None,
-    finished_before: Annotated[str | None, typer.Option(metavar=_DAY)] = None,
+    finished_before: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Those that ended before.")
+    ] = None,
     sort: Annotated[
         Sort, typer.Option(help="What the list goes by; with a minus, the last come first.")
     ] = Sort.RunAt,
@@ -82,7 +88,7 @@ def list_tasks(
     else:
         typer.echo("There are no such tasks.", err=True)
     if len(found) > limit:
-        typer.echo(f"There are more: --limit {2 * limit} shows them.", err=True)
+        typer.echo(f"There are more than {limit}: --limit {2 * limit} shows more.", err=True)
 
 
 def show(task_id: TaskId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
@@ -105,18 +111,21 @@ def watch(task_id: TaskId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
     With --json, each line is an answer of the service. Exit status: 0 it is done, 1 it is not (or
     there is no such task), 3 the service cannot be reached.
     """
-    with asking(url, _WATCH_RETRIES) as client:
-        told = None
-        while True:
-            begin = time.monotonic()
-            task = client.get(task_id, wait=_LOOK_SECONDS if told else 0)
-            line = shown.line(task)
-            if line != told:
-                typer.echo(json.dumps(task.raw, ensure_ascii=False) if as_json else line)
-                told = line
-            if task.ended:
-                break
-            # It does not always wait when it is asked to.
-            Event().wait(max(0.0, begin + _LOOK_SECONDS - time.monotonic()))
+    with asking(url) as client:
+        task = client.get(task_id)
+    _tell(task, as_json=as_json)
+    with asking(url, PATIENT_RETRIES) as client:
+        while not task.ended:
+            begin, before = time.monotonic(), shown.line(task)
+            task = client.get(task_id, wait=_LOOK_SECONDS)
+            if shown.line(task) != before:
+                _tell(task, as_json=as_json)
+            if not task.ended:
+                # The service does not always wait when it is asked to.
+                Event().wait(max(0.0, begin + _LOOK_SECONDS - time.monotonic()))
     if task.status != TaskStatus.Done:
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _tell(task: Task, *, as_json: bool) -> None:
+    typer.echo(shown.document(task.raw, indent=None) if as_json else shown.line(task))

@@ -16,6 +16,9 @@ T = TypeVar("T")
 EXIT_REFUSED = 1
 EXIT_UNREACHABLE = 3
 
+PATIENT_RETRIES = 12
+"""So that a service may be restarted while somebody waits for one of its tasks: 20 seconds."""
+
 URL_VARIABLE = "JOB_SCHEDULER_URL"
 DEFAULT_URL = "http://127.0.0.1:8000"
 

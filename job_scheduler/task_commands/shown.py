@@ -5,8 +5,9 @@ Times are UTC, as in the service's log and answers: they can be given back to it
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -32,12 +33,16 @@ _RUNS = (
 _MOMENTS = (Column("UTC"), Column("LOCAL"), Column("OFFSET"))
 _FIRST = ("task_id", "name", "status", "run_at", "retry_at", "started_at", "finished_at")
 """What is told first of a task; what else there is follows in the service's order."""
+_TIMES = {each.name for each in fields(Task) if datetime in (each.type, *get_args(each.type))}
 _SPANS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
-def document(answer: Any) -> str:
-    """Return an answer of the service as it came, laid out for reading."""
-    return json.dumps(answer, indent=2, ensure_ascii=False)
+def document(answer: Any, indent: int | None = 2) -> str:
+    """Return an answer of the service as it came, laid out for reading, or in one line."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1]
+        for char in json.dumps(answer, indent=indent, ensure_ascii=False)
+    )
 
 
 def tell(task: Task, *, as_json: bool) -> None:
@@ -67,7 +72,7 @@ def detail_lines(
     told = {
         name: value
         for name in dict.fromkeys((*_FIRST, *task.raw))
-        if (value := getattr(task, name, task.raw.get(name))) is not None
+        if (value := getattr(task, name) if name in _TIMES else task.raw.get(name)) is not None
     }
     room = max(map(len, told)) + 2
     for name, value in told.items():
