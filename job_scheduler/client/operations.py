@@ -68,7 +68,8 @@ class Operations:
         idempotency_key: str | None = None,
         **members: Unpack[TaskMembers],
     ) -> Steps[Task]:
-        """Schedule a task. Without `run_at`, `cron` and `interval_seconds` it runs now.
+        """Schedule a task. Without `run_at`, `cron` and `interval_seconds` it runs now, by this
+        machine's clock.
 
         Repetitions after an outage make one task: a key is made for each call where you give
         neither `idempotency_key` nor `task_id`. Give one of your own, and the time, where your

@@ -91,7 +91,9 @@ def add(
     idempotency_key: Annotated[
         str | None,
         typer.Option(
-            metavar="KEY", help="Repeat the same command with the same key, and there is one task."
+            metavar="KEY",
+            help="Repeat the same command with the same key, and there is one task (not with --in, "
+            "which is another time then).",
         ),
     ] = None,
     wait: Annotated[

@@ -26,7 +26,7 @@ Url = Annotated[str, typer.Option("--url", envvar=URL_VARIABLE, help="Where the 
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the service answers, as JSON.")]
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="The task's id.", show_default=False)]
 TaskIds = Annotated[
-    list[str], typer.Argument(metavar="ID…", help="The tasks' ids.", show_default=False)
+    list[str], typer.Argument(metavar="ID", help="The tasks' ids.", show_default=False)
 ]
 
 
