@@ -645,6 +645,18 @@ def test_what_a_newer_service_says_is_kept(make: Make) -> None:
         task.name = "other"
 
 
+def test_what_an_older_service_does_not_say_has_its_usual_value(make: Make) -> None:
+    answers = [SHOWN, SHOWN | {"mood": "good"}]
+    client, _ = answering(make, lambda _: httpx.Response(200, json=answers.pop()))
+    task, other = client.get(MISSING), client.get(MISSING)
+    assert task == other  # what is known of them is the same
+    assert (task.attempt, task.max_attempts, task.priority, task.tags) == (0, 1, 0, None)
+    handler = {"name": "greet", "description": "", "payload": {}}
+    client, _ = answering(make, lambda _: httpx.Response(200, json=[handler]))
+    [known] = client.handlers()
+    assert (known.max_attempts, known.timeout) == (1, None)
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
