@@ -603,7 +603,9 @@ def test_table_fits_its_width(width: int | None, lines: list[str]) -> None:
 
 
 def test_table_of_short_columns_is_left_alone() -> None:
-    assert table(COLUMNS, [("1", "b", "c")], 3) == ["A  B", "1  b"]
+    assert table(COLUMNS, [("1", "b", "c")], 7) == ["A  B  C", "1  b  c"]
+    assert table(COLUMNS, [("1", "b", "c")], 6) == ["A  B", "1  b"]
+    assert table(COLUMNS, [("1" * 12, "b", "c")], 6)[1] == "1" * 12 + "  b"
     assert table(COLUMNS, []) == ["A  B  C"]
 
 
