@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, check, recovery-plan, chaos."""
+"""The command line: serve, migrate, check, recovery-plan, chaos; and what asks a service."""
 
 import secrets
 import socket
@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 import uvicorn
 
+from job_scheduler import task_commands
 from job_scheduler.clock import SystemClock
 from job_scheduler.config import Settings, load_settings
 from job_scheduler.constants import UnknownTasks
@@ -36,7 +37,6 @@ _BACKLOG = 2048
 cli = typer.Typer(
     name="job-scheduler",
     help="Runs tasks at their time, once, and keeps the result.",
-    add_completion=False,
     no_args_is_help=False,
 )
 
@@ -192,6 +192,9 @@ def chaos_command(
     chosen = secrets.randbelow(1_000_000) if seed is None else seed
     options = command.Options(db_url, redis_url, instances, tasks, seconds, chosen, keep)
     raise SystemExit(command.run(options))
+
+
+task_commands.add_to(cli)
 
 
 def main() -> None:

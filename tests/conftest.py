@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from job_scheduler.core.handlers.registry import HandlerRegistry
-from tests.support.app import Backend, migrate
+from tests.support.app import Backend, ServiceProcess, migrate
+from tests.support.remote import served
 from tests.support.services import (
     RedisProcess,
     Service,
@@ -113,6 +114,13 @@ def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
 def registry() -> HandlerRegistry:
     """An empty registry of task handlers."""
     return HandlerRegistry()
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service behind a port, which the tests of a module share."""
+    with served(tmp_path_factory.mktemp("remote")) as service:
+        yield service
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from job_scheduler import exceptions
+from job_scheduler.cli import cli
+from job_scheduler.client import Client
 from job_scheduler.config import Settings
 from job_scheduler.constants import (
     BATCH_BODY_MAX_BYTES,
@@ -32,12 +35,14 @@ from job_scheduler.constants import (
 )
 from job_scheduler.main import create_app
 from tests.support.app import Backend, finished, later, post, running, service_process
+from tests.support.remote import in_shell, installed_command
 from tests.support.services import skip_or_fail, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 ENV_SAMPLE = (ROOT / ".env.sample").read_text()
 STATES = (ROOT / "docs" / "states.md").read_text()
+CLIENTS = "From Python and the shell"
 MEBIBYTE = 1024 * 1024
 
 FIXED_FILES = [
@@ -396,6 +401,51 @@ def test_many_are_changed_and_moved_as_it_is_shown(tmp_path: Path) -> None:
         commands = moving.replace("tasks.ndjson", str(tmp_path / "tasks.ndjson"))
         result = json.loads(typed(commands, service.url))
         assert (result["lines"], result["present"]) == (2, 2)
+
+
+def test_python_client_does_as_it_is_shown(tmp_path: Path) -> None:
+    (program,) = [one for kind, one in blocks(section(CLIENTS)) if kind == "python"]
+    with service_process(tmp_path, {}) as service, service.start():
+        done = subprocess.run(
+            [sys.executable, "-c", program.replace("http://127.0.0.1:8000", service.url)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            timeout=60,
+        )
+    report, daily, conflict = done.stdout.splitlines()
+    assert report == "done []"
+    assert daily.startswith("send_report ")
+    assert daily.endswith("T09:00:00")
+    assert conflict.startswith("TASK_RETRY_409 Task ")
+
+
+def test_every_method_of_the_client_is_named() -> None:
+    methods = {name for name in dir(Client) if not name.startswith("_")} - {"close"}
+    assert methods <= set(code(section(CLIENTS)))
+
+
+def test_commands_for_tasks_do_as_they_are_shown(tmp_path: Path) -> None:
+    (_, commands), (_, shown) = [one for one in blocks(section(CLIENTS)) if one[0] != "python"]
+    environment = installed_command(tmp_path)
+    with service_process(tmp_path, {}) as service, service.start():
+        environment["JOB_SCHEDULER_URL"] = service.url
+        printed = in_shell(environment, commands)
+    printed = re.sub(r'{"from": .*}', '{"from": …}', printed)
+
+    def masked(text: str) -> Any:
+        return shape_of_text(re.sub(r"(?m)\d{4}-\d\d-\d\d \d\d:\d\d|[+-]\d\d:00$|\d\dZ", "…", text))
+
+    assert masked(printed) == masked(shown)
+
+
+def test_every_command_for_tasks_is_named() -> None:
+    commands: Any = typer.main.get_command(cli)
+    of_tasks = {name for name, one in commands.commands.items() if one.rich_help_panel}
+    rows = [line for line in section(CLIENTS).splitlines() if line.startswith("| `")]
+    named = {words.split()[0] for row in rows for words in code(row.split("|")[1])}
+    assert named == of_tasks
 
 
 def test_timer_has_the_result_that_is_shown(store: Backend) -> None:

@@ -19,6 +19,7 @@ from job_scheduler.core.schemas_recovery import (
     RecoveryPlan,
 )
 from job_scheduler.process import is_gone, own_identity
+from job_scheduler.terminal import printable
 
 _NAMES = 50
 _AGES = {
@@ -86,7 +87,7 @@ def as_table(plan: RecoveryPlan) -> str:
     if plan.oldest_due is not None and plan.newest_due is not None:
         rows += [("Oldest due", _z(plan.oldest_due)), ("Newest due", _z(plan.newest_due))]
         rows += [(f"  {count.age}", str(count.tasks)) for count in plan.by_age]
-        rows += [(f"  {_printable(count.name)}", str(count.tasks)) for count in plan.by_name]
+        rows += [(f"  {printable(count.name)}", str(count.tasks)) for count in plan.by_name]
     if plan.other_names.names:
         rows.append((f"  {plan.other_names.names} other names", str(plan.other_names.tasks)))
     if plan.catch_up is not None:
@@ -167,11 +168,6 @@ def _duration(seconds: float | None) -> str:
         if left >= 2 * length:
             return f"{left / length:.0f} {unit}s"
     return f"{left:.0f} seconds" if left >= 2 else "a second"
-
-
-def _printable(name: str) -> str:
-    """Return a name without what could control a terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
 
 
 def _z(instant: datetime) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,10 +25,15 @@ class Received:
 
 
 class Receiver:
-    """Answers each request with the next of `statuses`, and with the last one from then on."""
+    """Answers each request with the next of `statuses`, and with the last one from then on.
+
+    `answer` is what it says then, if that matters; `times` tells when each request came (seconds).
+    """
 
     def __init__(self, statuses: Sequence[int] = (200,)) -> None:
         self.requests: list[Received] = []
+        self.times: list[float] = []
+        self.answer: dict[str, Any] = {}
         self._statuses = list(statuses)
         receiver = self
 
@@ -42,10 +48,12 @@ class Receiver:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 received = Received(self.command, self.path, headers, body)
                 status = receiver._next_status()
+                receiver.times.append(time.monotonic())
                 receiver.requests.append(received)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
-                answer = json.dumps({"received": len(receiver.requests)}).encode()
+                document = receiver.answer or {"received": len(receiver.requests)}
+                answer = json.dumps(document).encode()
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
