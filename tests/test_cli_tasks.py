@@ -298,6 +298,8 @@ def test_task_is_shown_with_its_attempts(url: str, client: Client) -> None:
     assert (head, title.split()[-1]) == ("Its attempts:", "RESULT")
     assert run.split()[0] == "1"
     assert run.endswith(r"s  done     Hello Ada\nB")
+    narrow = typed(url, "show", task.task_id, columns="60").stdout.splitlines()
+    assert narrow[-1].endswith("…")
     assert answered(url, "show", task.task_id) == httpx.get(f"{url}/tasks/{task.task_id}").json()
 
 
@@ -338,7 +340,7 @@ def test_what_a_newer_service_says_is_shown_and_cannot_control_the_terminal() ->
         "name": "greet",
         "run_at": FAR,
         "status": "frozen",
-        "ended": "\x9bno",
+        "ended": "\x9bné",
         "etag": 1,
         "raw": [2],
         "tags": None,
@@ -347,7 +349,7 @@ def test_what_a_newer_service_says_is_shown_and_cannot_control_the_terminal() ->
         receiver.answer = answer
         printed = typed(receiver.url, "show", MISSING, "--json").stdout
     assert json.loads(printed) == answer
-    assert "\\u009bno" in printed
+    assert "\\u009bné" in printed
     task = Task(
         task_id=MISSING,
         name="greet",
@@ -360,7 +362,7 @@ def test_what_a_newer_service_says_is_shown_and_cannot_control_the_terminal() ->
         "name     greet",
         "status   frozen",
         f"run_at   {FAR} (0 s ago)",
-        "ended    \\x9bno",
+        "ended    \\x9bné",
         "etag     1",
         "raw      [2]",
     ]
