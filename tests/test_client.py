@@ -30,7 +30,7 @@ from job_scheduler.core.sweep import Sweep
 from job_scheduler.core.timer import Timer
 from job_scheduler.core.wakeups import Wakeups
 from job_scheduler.database import build_engine
-from job_scheduler.exceptions import TaskConflict
+from job_scheduler.exceptions import TaskConflict, UniqueKeyTaken
 from tests.conftest import POSTGRESQL
 from tests.support.app import ROOT, Backend, finished, running, statements
 from tests.support.services import wait_until
@@ -442,3 +442,24 @@ def test_importing_the_client_is_light() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[] 1\n"
+
+
+# ------------------------------------------------------------------------------- keys
+
+
+def test_key_of_another_task_is_met_as_it_is_asked_for(store: Backend, engine: Engine) -> None:
+    with engine.begin() as connection:
+        first = enqueue(connection, "probe", NOON, unique_key="one")
+        for _ in range(2):
+            assert enqueue(connection, "x", unique_key="one", on_conflict="return") == first
+        with pytest.raises(UniqueKeyTaken):
+            enqueue(connection, "x", unique_key="one")
+        moved = enqueue(
+            connection, "x", NOON + timedelta(days=1), unique_key="one", on_conflict="reschedule"
+        )
+        assert moved == first
+        with pytest.raises(ValueError, match="on_conflict"):
+            enqueue(connection, "x", unique_key="one", on_conflict="odd")
+    row = store.row(first)
+    assert (row["name"], row["run_at"]) == ("probe", NOON + timedelta(days=1))
+    assert store.count() == 1

@@ -791,6 +791,18 @@ def test_client_knows_all_that_the_service_takes_and_tells() -> None:
         assert get_type_hints(shape).keys() == model.model_fields.keys() | own | {"raw"}
 
 
+def test_reasons_and_what_is_to_come_are_told(client: Client) -> None:
+    key = str(uuid4())
+    task = client.create("greet", run_at=NOON, unique_key=key)
+    again = client.create("greet", run_at=NOON, unique_key=key, on_conflict="return")
+    assert (again.task_id, again.unique_key) == (task.task_id, key)
+    assert client.explain(task.task_id)["reasons"][0]["code"] == "not_due"
+    assert client.forecast(hours=1)["interval_seconds"] > 0
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=[]))
+    with Client(transport=transport) as other, pytest.raises(ApiError):
+        other.explain(task.task_id)
+
+
 def test_both_clients_can_do_the_same() -> None:
     waits, awaits = (
         {name for name in dir(kind) if not name.startswith("_")} for kind in (Client, AsyncClient)

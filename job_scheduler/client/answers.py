@@ -73,6 +73,18 @@ def message_of(answer: httpx.Response) -> str:
     return str(answer.json()["message"])
 
 
+def document_of(answer: httpx.Response) -> Mapping[str, Any]:
+    """Return an object as it came.
+
+    Raises:
+        TypeError: it is none.
+    """
+    document = answer.json()
+    if not isinstance(document, dict):
+        raise TypeError(type(document).__name__)
+    return document
+
+
 def health_of(answer: httpx.Response) -> Mapping[str, Any]:
     """Return how the service does.
 

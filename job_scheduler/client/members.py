@@ -51,6 +51,8 @@ class TaskMembers(TypedDict, total=False):
     on_done: Mapping[str, Any] | None
     on_failed: Mapping[str, Any] | None
     tags: Sequence[str] | None
+    unique_key: str | None
+    on_conflict: str
 
 
 class TaskChange(TaskMembers, total=False):

@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 
 from job_scheduler.client.answers import (
+    document_of,
     handlers_of,
     health_of,
     message_of,
@@ -225,6 +226,19 @@ class Operations:
         """List what tasks can run, by name."""
         ask = Ask("GET", "/handlers")
         return (yield from self._ask(ask, handlers_of))
+
+    @operation
+    def explain(self, task_id: str | UUID) -> Steps[Mapping[str, Any]]:
+        """Tell why a task has not run, ran late, ran twice or was skipped, and what to do: as
+        ``GET /tasks/{task_id}/explain`` has it.
+        """
+        ask = Ask("GET", f"{path_of(task_id)}/explain")
+        return (yield from self._ask(ask, document_of))
+
+    @operation
+    def forecast(self, *, hours: int = 24) -> Steps[Mapping[str, Any]]:
+        """Tell how many tasks fall due in the next hours, as ``GET /forecast`` has it."""
+        return (yield from self._ask(Ask("GET", "/forecast", [("hours", str(hours))]), document_of))
 
     @operation
     def health(self) -> Steps[Mapping[str, Any]]:

@@ -30,7 +30,7 @@ from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import TaskRow, tasks
-from job_scheduler.exceptions import InvalidBody, TaskConflict
+from job_scheduler.exceptions import InvalidBody, TaskConflict, UniqueKeyTaken
 from job_scheduler.identifiers import new_task_id
 
 _NOTIFY = text(
@@ -60,9 +60,14 @@ def enqueue(
     on_done: Mapping[str, Any] | None = None,
     on_failed: Mapping[str, Any] | None = None,
     tags: Sequence[str] | None = None,
+    unique_key: str | None = None,
+    on_conflict: str = "reject",
     notify: bool = True,
 ) -> str:
     """Insert a task in the transaction of `session`, and return its id; nothing is committed.
+
+    Where another task has the `unique_key` already, and has not ended, `on_conflict` decides: with
+    ``return``, ``replace`` and ``reschedule`` the id is that of this task.
 
     The arguments mean what they mean in ``POST /tasks``; neither handlers nor settings are known
     here. So without `max_attempts` it is started once, and whether an address or a program is
@@ -78,6 +83,8 @@ def enqueue(
     Raises:
         ValueError: an argument cannot be used; the message names it and says what to do.
         TaskConflict: a task with this `task_id` exists already, with other arguments.
+        UniqueKeyTaken: another task has the `unique_key`, and `on_conflict` is ``reject``, or it is
+            too late for what it asks for.
     """
     connection = _connection(session)
     wanted = _validated(
@@ -101,13 +108,14 @@ def enqueue(
             "tags": list(tags) if isinstance(tags, tuple) else tags,
             "task_id": str(task_id) if isinstance(task_id, UUID) else task_id,
         }
+        | ({} if unique_key is None else {"unique_key": unique_key, "on_conflict": on_conflict})
     )
     now = SystemClock().now()
     new = NewTask(wanted.task_id or new_task_id(now), wanted, wanted.run_at or now)
     stored = _insert(connection, new, any_time=run_at is None)
     if notify and connection.dialect.name == "postgresql":
         connection.execute(_NOTIFY, {"channel": CHANNEL, "run_at": stored["run_at"]})
-    return new.task_id
+    return str(stored["task_id"])
 
 
 def _connection(session: "Session | scoped_session[Any] | Connection") -> Connection:
@@ -182,7 +190,7 @@ def _at(new: NewTask, run_at: datetime) -> NewTask:
 
 def _insert(connection: Connection, new: NewTask, *, any_time: bool) -> TaskRow:
     [stored] = create_tasks(connection, [new])
-    if isinstance(stored, TaskConflict) and any_time:
+    if isinstance(stored, TaskConflict) and any_time and not isinstance(stored, UniqueKeyTaken):
         # Now is later than it was the first time: compare all but that.
         first = connection.scalar(select(tasks.c.run_at).where(tasks.c.task_id == new.task_id))
         [stored] = create_tasks(connection, [_at(new, first or new.run_at)])

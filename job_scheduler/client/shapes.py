@@ -63,6 +63,7 @@ class Task(Shape):
     run_count: int | None = None
     last_status: str | None = None
     tags: Sequence[str] | None = None
+    unique_key: str | None = None
     etag: str | None = field(default=None, compare=False)
 
     @property
