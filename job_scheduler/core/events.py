@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Connection, Table, delete, literal_column, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    delete,
+    literal_column,
+    select,
+    text,
+    tuple_,
+)
 
 from job_scheduler.core.columns import NOW_SQL, UtcDateTime, later_sql
 from job_scheduler.core.event_models import EventWatch, TaskEvent
@@ -97,25 +106,33 @@ def changes_after(connection: Connection, place: Place, limit: int) -> Sequence[
     return [dict(row._mapping) for row in found]
 
 
-def forget_changes(connection: Connection, at_once: int = 10_000) -> bool:
-    """Forget changes of some time ago; tell whether there may be more of them."""
-    cutoff = literal_column(
-        later_sql(connection.dialect.name, str(-KEPT.total_seconds())), UtcDateTime()
-    )
+def is_any_old(connection: Connection) -> bool:
+    """Tell whether there are changes of so long ago that they are to be forgotten."""
+    oldest = select(events.c.at).order_by(events.c.xid, events.c.event_id).limit(1).subquery()
+    old = select(oldest.c.at).where(oldest.c.at < _cutoff(connection))
+    return connection.execute(old).one_or_none() is not None
+
+
+def forget_changes(connection: Connection, at_once: int = 10_000) -> None:
+    """Forget changes of some time ago, up to `at_once` of them."""
     place = (events.c.xid, events.c.event_id)
     oldest = select(*place, events.c.at).order_by(*place).limit(at_once).subquery()
     last = connection.execute(
         select(oldest.c.xid, oldest.c.event_id)
-        .where(oldest.c.at < cutoff)
+        .where(oldest.c.at < _cutoff(connection))
         .order_by(oldest.c.xid.desc(), oldest.c.event_id.desc())
         .limit(1)
     ).one_or_none()
-    if last is None:
-        return False
-    connection.execute(_RAISE, {"xid": last.xid, "event_id": last.event_id})
-    types = [column.type for column in place]
-    gone = connection.execute(delete(events).where(tuple_(*place) <= tuple_(*last, types=types)))
-    return gone.rowcount >= at_once
+    if last is not None:
+        connection.execute(_RAISE, {"xid": last.xid, "event_id": last.event_id})
+        types = [column.type for column in place]
+        connection.execute(delete(events).where(tuple_(*place) <= tuple_(*last, types=types)))
+
+
+def _cutoff(connection: Connection) -> ColumnElement[Any]:
+    return literal_column(
+        later_sql(connection.dialect.name, str(-KEPT.total_seconds())), UtcDateTime()
+    )
 
 
 def _end(connection: Connection) -> Place:

@@ -97,9 +97,8 @@ class Watching:
             if self.streams:
                 await self._database.write(events.note_changes)
             # Also what was noted for those who have gone, perhaps with their instance.
-            more = True
-            while more:
-                more = await self._database.write(events.forget_changes)
+            while await self._database.read(events.is_any_old):
+                await self._database.write(events.forget_changes)
         if not self.streams:
             return
         last = await self._database.read(events.last_place)
