@@ -311,3 +311,14 @@ def test_documentation_describes_the_header_as_it_is_taken() -> None:
     pattern = re.compile(parameter["schema"]["pattern"])
     assert all(pattern.search(key) for key in [*ACCEPTED, *parameter["schema"]["examples"]])
     assert not any(pattern.search(key) for key in REFUSED.values())
+
+
+def test_repeated_recurring_task_does_not_make_other_times_the_same(store: Backend) -> None:
+    ids = [str(uuid4()), str(uuid4())]
+    recurring = {"name": "probe", "interval_seconds": 3600, "max_attempts": 2, "task_id": ids[0]}
+    once = {"name": "probe", "run_at": "2031-07-01T12:00:00Z", "task_id": ids[1]}
+    with running(store) as client:
+        for body in (recurring, recurring, once):
+            assert client.post("/tasks", json=body).status_code == 201
+        response = client.post("/tasks", json=once | {"run_at": "2031-07-02T12:00:00Z"})
+        assert_problem(response, 409, "TASK_CREATE_409")

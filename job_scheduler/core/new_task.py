@@ -41,7 +41,7 @@ _MODELS = {"webhook", "on_done", "on_failed"}
 _NOT_STORED = RECURRENCE_FIELDS | {"on_conflict"}
 _KINDS = ("run_at", "cron", "interval_seconds")
 _CHANGEABLE = TaskCreate.model_fields.keys() - {"task_id", "on_conflict"}
-_NOT_COMPARED = {"task_id", "expects_handler"}
+_NOT_COMPARED = frozenset({"task_id", "expects_handler"})
 
 
 @dataclass(frozen=True, slots=True)
