@@ -89,9 +89,9 @@ def health_of(answer: httpx.Response) -> Mapping[str, Any]:
     """Return how the service does.
 
     Raises:
-        KeyError: it says something else.
+        KeyError, TypeError: it says something else.
     """
-    document: Mapping[str, Any] = answer.json()
+    document = document_of(answer)
     if "database" not in document:
         raise KeyError("database")
     return document

@@ -16,13 +16,12 @@ from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.manage_api import with_version
 from job_scheduler.core.schemas import Message, TaskCreate
 from job_scheduler.core.schemas_list import ListQuery
-from job_scheduler.core.schemas_task import Task, write_task
+from job_scheduler.core.schemas_task import Task, as_json
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.waiting import WAIT_MAX_SECONDS, wanted_seconds
 from job_scheduler.dependencies import OnceEach, ServicesDep, TaskIdDep, services_of
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
-    IdempotencyKeyReused,
     InvalidField,
     NamedTwice,
     SchedulerUnavailable,
@@ -31,7 +30,6 @@ from job_scheduler.exceptions import (
     TaskNotCreated,
     TaskNotDeletable,
     TaskNotDeleted,
-    UniqueKeyTaken,
 )
 from job_scheduler.identifiers import new_task_id, task_id_of_key
 
@@ -98,9 +96,7 @@ async def create_task(wanted: TaskCreate, request: Request) -> Response:
         with services.timer.reserved(new.due):
             stored = await services.creates.submit(new)
             if isinstance(stored, TaskConflict):
-                if key is None or isinstance(stored, UniqueKeyTaken):
-                    raise stored
-                raise IdempotencyKeyReused(key)
+                raise idempotency.as_told(stored, key)
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
         raise TaskNotCreated(task_id) from error
@@ -109,7 +105,7 @@ async def create_task(wanted: TaskCreate, request: Request) -> Response:
         services.look_again(stored["task_id"])  # That which has its unique_key.
         status = HTTPStatus.OK
     location = f"{request.scope['path']}/{stored['task_id']}"
-    return Response(write_task(stored), status, {"Location": location}, "application/json")
+    return Response(as_json(stored), status, {"Location": location}, "application/json")
 
 
 @router.post(

@@ -26,7 +26,7 @@ from job_scheduler.core.creation import create_all, create_tasks
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
-from job_scheduler.core.schemas_task import Task, TaskOutcome, write_task, write_tasks
+from job_scheduler.core.schemas_task import Task, TaskOutcome, as_json
 from job_scheduler.core.store import DueTask, TaskRow
 from job_scheduler.core.timer import Timer
 from job_scheduler.dependencies import Services, ServicesDep
@@ -34,15 +34,12 @@ from job_scheduler.errors import problem_of, problems
 from job_scheduler.exceptions import (
     BodyTooLarge,
     BodyTooSlow,
-    IdempotencyKeyReused,
     InvalidField,
     InvalidRequest,
     JobSchedulerError,
     SchedulerUnavailable,
     TaskConflict,
-    UniqueKeyTaken,
 )
-from job_scheduler.identifiers import new_task_id, task_id_in_batch
 
 _logger = logging.getLogger(__name__)
 
@@ -161,10 +158,8 @@ def _outcomes(
         if not isinstance(answer, TaskConflict):
             is_other = answer["task_id"] != task.task_id
             outcomes.append((HTTPStatus.OK if is_other else HTTPStatus.CREATED, answer))
-        elif key is None or isinstance(answer, UniqueKeyTaken):
-            outcomes.append(answer)
         else:
-            outcomes.append(IdempotencyKeyReused(key))
+            outcomes.append(idempotency.as_told(answer, key))
     return outcomes
 
 
@@ -178,7 +173,7 @@ def _report(outcome: Outcome) -> bytes:
         document = problem_of(outcome)
         return strict_json.dumps({"status": document["status"], "problem": document}).encode()
     status, row = outcome
-    return b'{"status":%d,"task":%b}' % (status, write_task(row))
+    return b'{"status":%d,"task":%b}' % (status, as_json(row))
 
 
 def _json(content: bytes, status: int) -> Response:
@@ -196,12 +191,8 @@ async def _read(request: Request, seconds: float) -> bytes:
 def _identify(wanted: Sequence[Examined], key: str | None, services: Services) -> list[NewTask]:
     """Return those that are taken, under their ids."""
     now = services.clock.now()
-
-    def id_of(index: int, task: TaskCreate) -> str:
-        return task.task_id or new_task_id(now) if key is None else task_id_in_batch(key, index)
-
     return [
-        services.new_task(task, id_of(index, task))
+        services.new_task(task, idempotency.id_of(task, key, index, now))
         for index, task in enumerate(wanted)
         if isinstance(task, TaskCreate)
     ]
@@ -224,5 +215,5 @@ async def _reserved(timer: Timer, tasks: Sequence[DueTask]) -> AsyncIterator[Non
 
 def _written(rows: Sequence[Any]) -> bytes:
     """Return the answer's body."""
-    parts = [write_tasks(rows[begin : begin + _AT_ONCE]) for begin in range(0, len(rows), _AT_ONCE)]
+    parts = [as_json(rows[begin : begin + _AT_ONCE]) for begin in range(0, len(rows), _AT_ONCE)]
     return b"[" + b",".join(part[1:-1] for part in parts) + b"]"

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from job_scheduler.constants import WAITING, RecoverPastTasks, TaskStatus
 from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.recurring import COPIED, moved_to, occurrence_at, readable
-from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.core.store import SHOWN, TaskRow, tasks, update_task
 from job_scheduler.core.unique import one_of_a_key
 from job_scheduler.exceptions import (
     TaskChangedMeanwhile,
@@ -51,7 +51,7 @@ def pause_task(connection: Connection, task_id: str) -> TaskRow:
     row = _locked(connection, task_id, TaskNotPausable, *WAITING)
     if row["status"] == TaskStatus.Paused:
         return row
-    return _change(connection, task_id, {"status": TaskStatus.Paused.value, "blocked_by": None})
+    return update_task(connection, task_id, {"status": TaskStatus.Paused.value, "blocked_by": None})
 
 
 def resume_task(connection: Connection, task_id: str) -> TaskRow:
@@ -70,7 +70,7 @@ def resume_task(connection: Connection, task_id: str) -> TaskRow:
     now = database_time(connection)
     if row["recurrence"] is not None and row["run_at"] < now:
         changes |= _moved_on(row, now)
-    return _change(connection, task_id, changes)
+    return update_task(connection, task_id, changes)
 
 
 def run_task_now(connection: Connection, task_id: str) -> TaskRow:
@@ -89,7 +89,7 @@ def run_task_now(connection: Connection, task_id: str) -> TaskRow:
     if row["status"] == TaskStatus.Running:
         raise TaskNotRunnable(task_id, TaskStatus.Running)
     now = database_time(connection)
-    return _change(
+    return update_task(
         connection,
         task_id,
         {
@@ -120,7 +120,7 @@ def change_task(
     if row["status"] not in WAITING:
         raise TaskNotChangeable(task_id, TaskStatus(row["status"]))
     with one_of_a_key(task_id):
-        return _change(connection, task_id, change(row))
+        return update_task(connection, task_id, change(row))
 
 
 def _moved_on(row: TaskRow, now: datetime) -> dict[str, Any]:
@@ -149,13 +149,3 @@ def _locked(
     if too_late is not None and row.status not in allowed:
         raise too_late(task_id, TaskStatus(row.status))
     return dict(row._mapping)
-
-
-def _change(connection: Connection, task_id: str, changes: dict[str, Any]) -> TaskRow:
-    statement = (
-        update(tasks)
-        .where(tasks.c.task_id == task_id)
-        .values(changes | {"updated_at": database_now()})
-        .returning(*SHOWN)
-    )
-    return dict(connection.execute(statement).one()._mapping)

@@ -1,7 +1,7 @@
 """The route that streams what changes."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -69,5 +69,5 @@ async def watch_events(
 
 def _event(row: EventRow) -> ServerSentEvent:
     place = Place(row["xid"], row["event_id"])
-    data: dict[str, Any] = {name: row[name] for name in TaskChanged.model_fields}
-    return ServerSentEvent(id=str(place), raw_data=TaskChanged(**data).model_dump_json())
+    told = TaskChanged.model_validate(row)
+    return ServerSentEvent(id=str(place), raw_data=told.model_dump_json())

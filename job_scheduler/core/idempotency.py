@@ -1,11 +1,20 @@
 """The ``Idempotency-Key`` of a request (draft-ietf-httpapi-idempotency-key-header)."""
 
 import re
+from datetime import datetime
 from typing import Any
 
 from fastapi import Request
 
-from job_scheduler.exceptions import InvalidField
+from job_scheduler.core.schemas import TaskCreate
+from job_scheduler.exceptions import (
+    IdempotencyKeyReused,
+    InvalidField,
+    JobSchedulerError,
+    TaskConflict,
+    UniqueKeyTaken,
+)
+from job_scheduler.identifiers import new_task_id, task_id_in_batch
 
 _HEADER = "Idempotency-Key"
 _MAX_LENGTH = 255
@@ -52,6 +61,22 @@ def key_of(request: Request) -> str | None:
     # Blanks around a value are no part of it (RFC 9110, section 5.5); not every server takes
     # them away.
     return parse_key(values[0].strip(" \t")) if values else None
+
+
+def id_of(wanted: TaskCreate, key: str | None, place: int, now: datetime) -> str:
+    """Return the id of one of many tasks: its own, or that of its `place` under the key, or a new
+    one.
+    """
+    if wanted.task_id is not None:
+        return wanted.task_id
+    return new_task_id(now) if key is None else task_id_in_batch(key, place)
+
+
+def as_told(conflict: TaskConflict, key: str | None) -> JobSchedulerError:
+    """Return a conflict as whoever sent a request with this key, or none, is told of it."""
+    if key is None or isinstance(conflict, UniqueKeyTaken):
+        return conflict
+    return IdempotencyKeyReused(key)
 
 
 DOCUMENTED: dict[str, Any] = {

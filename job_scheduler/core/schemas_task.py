@@ -148,18 +148,13 @@ class Task(BaseModel):
     ]
 
 
-def write_tasks(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return rows of tasks as a JSON array, each as ``Task`` has it.
+def as_json(shown: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> bytes:
+    """Return the row of a task, or rows, as JSON, in the form that ``Task`` has.
 
     They are written as they are. To examine what we have stored ourselves takes longer than to
     store it.
     """
-    return to_json(rows)
-
-
-def write_task(row: Mapping[str, Any]) -> bytes:
-    """Return the row of a task as JSON, likewise."""
-    return to_json(row)
+    return to_json(shown)
 
 
 class TaskOutcome(BaseModel):

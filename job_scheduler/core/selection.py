@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, select, update
+from sqlalchemy import Connection, Select, delete, select
 
 from job_scheduler.constants import WAITING, Sort
-from job_scheduler.core.columns import database_now
 from job_scheduler.core.filters import TaskFilter, conditions
 from job_scheduler.core.listing import Place, list_tasks
-from job_scheduler.core.store import SHOWN, TaskRow, tasks
+from job_scheduler.core.store import SHOWN, TaskRow, tasks, update_task
 from job_scheduler.core.unique import one_of_a_key
 from job_scheduler.database import Database
 
@@ -95,11 +94,7 @@ def change_tasks(
     rows = [dict(row._mapping) for row in connection.execute(locked)]
     for row, values in zip(rows, change(rows), strict=True):
         with one_of_a_key(row["task_id"]):
-            connection.execute(
-                update(tasks)
-                .where(tasks.c.task_id == row["task_id"])
-                .values(values | {"updated_at": database_now()})
-            )
+            update_task(connection, row["task_id"], values)
     return [row["task_id"] for row in rows]
 
 

@@ -3,6 +3,7 @@
 Each function works inside the transaction of the connection that it is given.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
@@ -89,6 +90,17 @@ def get_task(connection: Connection, task_id: str) -> TaskRow:
     if row is None:
         raise TaskNotFound(task_id)
     return dict(row._mapping)
+
+
+def update_task(connection: Connection, task_id: str, changes: Mapping[str, Any]) -> TaskRow:
+    """Give columns of a task that exists new values; return it."""
+    statement = (
+        update(tasks)
+        .where(tasks.c.task_id == task_id)
+        .values({**changes, "updated_at": database_now()})
+        .returning(*SHOWN)
+    )
+    return dict(connection.execute(statement).one()._mapping)
 
 
 def tasks_after(place: tuple[datetime, str]) -> ColumnElement[bool]:

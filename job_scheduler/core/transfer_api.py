@@ -14,7 +14,7 @@ from job_scheduler.core.lines import lines_of
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_list import FilterQuery
-from job_scheduler.core.schemas_task import write_task
+from job_scheduler.core.schemas_task import as_json
 from job_scheduler.core.schemas_transfer import ImportProblem, ImportResult
 from job_scheduler.core.selection import pages
 from job_scheduler.core.store import TaskRow
@@ -22,14 +22,11 @@ from job_scheduler.dependencies import OnceEach, Services, ServicesDep
 from job_scheduler.errors import problem_of, problems
 from job_scheduler.exceptions import (
     DatabaseUnavailable,
-    IdempotencyKeyReused,
     ImportBroken,
     InvalidRequest,
     Stopping,
-    UniqueKeyTaken,
     UnsupportedMediaType,
 )
-from job_scheduler.identifiers import new_task_id, task_id_in_batch
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
@@ -165,7 +162,7 @@ class _Import:
                     report.refuse(line.number, line.task)
             if new and not self._dry_run:
                 await self._store(new)
-        self._services.sweep.wake()
+                self._services.sweep.wake()
 
     def _read(
         self, waiting: Sequence[tuple[int, bytes | None]]
@@ -175,19 +172,18 @@ class _Import:
             import_lines.read_line(number, content, services.refusal_of)
             for number, content in waiting
         ]
+        now = services.clock.now()
         new = [
-            (line, services.new_task(line.task, self._id_of(line.task, line.number)))
+            (
+                line,
+                services.new_task(
+                    line.task, idempotency.id_of(line.task, self._key, line.number, now)
+                ),
+            )
             for line in lines
             if isinstance(line.task, TaskCreate)
         ]
         return lines, new
-
-    def _id_of(self, task: TaskCreate, number: int) -> str:
-        if task.task_id is not None:
-            return task.task_id
-        if self._key is not None:
-            return task_id_in_batch(self._key, number)
-        return new_task_id(self._services.clock.now())
 
     async def _store(self, new: Sequence[tuple[Line, NewTask]]) -> None:
         paused = {task.task_id for line, task in new if line.is_paused}
@@ -200,13 +196,9 @@ class _Import:
         self.report.created += inserted
         self.report.present += sum(conflict is None for conflict in conflicts) - inserted
         for (line, task), conflict in zip(new, conflicts, strict=True):
-            if conflict is None:
-                continue
-            is_own = self._key is None or task.wanted.task_id is not None
-            if is_own or isinstance(conflict, UniqueKeyTaken):
-                self.report.refuse(line.number, conflict)
-            else:
-                self.report.refuse(line.number, IdempotencyKeyReused(str(self._key)))
+            if conflict is not None:
+                key = self._key if task.wanted.task_id is None else None
+                self.report.refuse(line.number, idempotency.as_told(conflict, key))
 
 
 async def _exported(query: FilterQuery, services: Services) -> AsyncIterator[bytes]:
@@ -217,4 +209,4 @@ async def _exported(query: FilterQuery, services: Services) -> AsyncIterator[byt
 
 
 def _written(rows: Sequence[TaskRow]) -> bytes:
-    return b"".join(write_task(row) + b"\n" for row in rows)
+    return b"".join(as_json(row) + b"\n" for row in rows)

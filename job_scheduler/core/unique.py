@@ -5,17 +5,15 @@ That no two such tasks exist at a time is the database's own doing: a unique ind
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from job_scheduler.constants import WAITING, OnConflict, TaskStatus
-from job_scheduler.core.columns import database_now
 from job_scheduler.core.models import UNIQUE_INDEX
 from job_scheduler.core.new_task import NewTask, changed_members
 from job_scheduler.core.recurring import keeps_time
-from job_scheduler.core.store import HAS_KEY, SHOWN, TaskRow, tasks
+from job_scheduler.core.store import HAS_KEY, SHOWN, TaskRow, tasks, update_task
 from job_scheduler.exceptions import UniqueKeyTaken
 
 _OF_TIME = ("run_at", "retry_at", "recurrence", "start_before")
@@ -85,11 +83,4 @@ def _settle(connection: Connection, row: TaskRow, task: NewTask) -> TaskRow | Un
         changes.pop("run_count", None)
     else:
         changes |= _ANEW | {"run_count": None if changes["recurrence"] is None else 0}
-    statement = (
-        update(tasks)
-        .where(tasks.c.task_id == row["task_id"])
-        .values(changes | {"updated_at": database_now()})
-        .returning(*SHOWN)
-    )
-    changed: Any = connection.execute(statement).one()
-    return dict(changed._mapping)
+    return update_task(connection, row["task_id"], changes)
