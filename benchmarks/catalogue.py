@@ -54,7 +54,7 @@ PEERS: tuple[Peer, ...] = (
         "Job Scheduler Service",
         "service.py",
         WORKS,
-        "as it comes, one process, PostgreSQL and Redis, MAX_RUNNING 100",
+        "as it comes, one process, PostgreSQL and Redis, MAX_RUNNING 200",
         store_rate=10_000,
         redis=True,
         sqlite=True,

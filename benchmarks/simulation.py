@@ -70,7 +70,9 @@ def simulate(
     *,
     own_share: bool = False,
 ) -> Outcome:
-    """Dispatch tasks that are due at one instant; with `own_share` no two try the same one."""
+    """Dispatch a burst. With `own_share` no two try the same task: so it is until the last has run
+    when all are due at one instant (``core/shares.py``). Without it all try them in one order.
+    """
     costs = costs or Costs()
     machine = Machine(cores - costs.others)
     burst = Burst(machine, costs)
@@ -96,8 +98,9 @@ def tables() -> str:
     heads += ["our CPU simulated, s", "our CPU measured, s"]
     return (
         f"On 2 cores, beside what was measured:\n\n{table(heads, rows)}\n\n"
-        f"As it is, every instance tries every task:\n\n{_predictions(own_share=False)}\n\n"
-        "If each instance tried only its own share (not built):\n\n"
+        "Due one after the other: every instance tries every task:\n\n"
+        f"{_predictions(own_share=False)}\n\n"
+        "Due at one instant: each instance begins with a share of its own:\n\n"
         f"{_predictions(own_share=True)}\n"
     )
 

@@ -1,8 +1,8 @@
 """Admission: how much that large requests need is given out at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from job_scheduler.exceptions import Overloaded
 
@@ -33,28 +33,3 @@ class Admission:
             yield
         finally:
             self._free += size
-
-
-class Turns:
-    """Lets one piece of work be done at a time; up to `waiting` others wait for their turn."""
-
-    def __init__(self, waiting: int) -> None:
-        self._most = 1 + waiting
-        self._number = 0
-        self._turn = asyncio.Lock()
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for one's turn.
-
-        Raises:
-            Overloaded: too many wait already.
-        """
-        if self._number >= self._most:
-            raise Overloaded
-        self._number += 1
-        try:
-            async with self._turn:
-                yield
-        finally:
-            self._number -= 1

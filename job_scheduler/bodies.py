@@ -6,20 +6,20 @@ from functools import lru_cache
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 
 from job_scheduler import strict_json
 from job_scheduler.constants import BODY_MAX_BYTES
 from job_scheduler.exceptions import BodyTooLarge, UnsupportedMediaType
+from job_scheduler.queries import StrictRoute
 
 _DISCARD_MAX_BYTES = 64 * BODY_MAX_BYTES
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(StrictRoute):
     """A route whose body, if it has one, is read and parsed by this module's rules."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler behind the reading of the body."""
+        """Return the handler behind the reading of the body."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle

@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     ] = 0
     command_allow: Annotated[str, AfterValidator(_programs)] = ""
     command_env: Annotated[str, AfterValidator(_variables)] = ""
-    max_running: int = Field(default=100, ge=1, le=10_000)
+    max_running: int = Field(default=200, ge=1, le=10_000)
     lease_seconds: float = Field(default=15.0, ge=2, le=3_600)
     loop_stall_seconds: float = Field(default=300.0, ge=1, le=86_400)
     shutdown_grace: float = Field(default=8.0, ge=0, le=86_400)

@@ -1,13 +1,12 @@
 """What the routes need, as annotated dependencies that read the application's typed state."""
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 
-from job_scheduler.admission import Admission, Turns
+from job_scheduler.admission import Admission
 from job_scheduler.batching import Batcher
 from job_scheduler.clock import Clock
 from job_scheduler.config import Settings
@@ -20,7 +19,7 @@ from job_scheduler.core.loop import Loop
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.release import Release
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.core.schemas_list import MULTIPLE
+from job_scheduler.core.schemas_transfer import ANEW, Standing
 from job_scheduler.core.shutdown import Shutdown
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.sweep import Sweep
@@ -28,8 +27,9 @@ from job_scheduler.core.timer import Timer
 from job_scheduler.core.waiting import Waiting
 from job_scheduler.core.watching import Watching
 from job_scheduler.database import Database
-from job_scheduler.exceptions import InvalidField, InvalidRequest, TaskConflict, TaskNotFound
+from job_scheduler.exceptions import InvalidField, InvalidRequest, Refusal, TaskNotFound
 from job_scheduler.identifiers import parse_uuid
+from job_scheduler.questions import Questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Services:
     version: str
     clock: Clock
     database: Database
-    creates: Batcher[NewTask, TaskRow | TaskConflict]
+    creates: Batcher[NewTask, TaskRow | Refusal]
     batches: Admission
     lock: TaskLock
     works: Works
@@ -53,21 +53,25 @@ class Services:
     shutdown: Shutdown
     waiting: Waiting
     watching: Watching
-    forecasts: Turns
+    forecasts: Questions
 
-    def new_task(self, wanted: TaskCreate, task_id: str) -> NewTask:
-        """Return the task that a request asks for, with the defaults of what it runs."""
+    def new_task(self, wanted: TaskCreate, task_id: str, standing: Standing = ANEW) -> NewTask:
+        """Return the task that a request asks for, with the defaults of what it runs.
+
+        One that recurs goes on from its `standing`.
+        """
         handler = self.works.handler_of(wanted)
         attempts = 1 if handler is None else handler.options.max_attempts
         # Its last time may have passed since it was examined: then it is due.
-        run_at = wanted.run_at or self._first_of(wanted) or self.clock.now()
-        return NewTask(task_id, wanted, run_at, attempts, handler is not None)
+        run_at = self._first_of(wanted, standing) or self.clock.now()
+        runs = standing.run_count or 0
+        return NewTask(task_id, wanted, run_at, attempts, handler is not None, runs)
 
-    def refusal_of(self, wanted: TaskCreate) -> InvalidRequest | None:
+    def refusal_of(self, wanted: TaskCreate, standing: Standing = ANEW) -> InvalidRequest | None:
         """Return why this task is not taken, if so: it never runs, or asks for what is not to be
         had.
         """
-        if wanted.run_at is None and self._first_of(wanted) is None:
+        if self._first_of(wanted, standing) is None:
             if wanted.end_at is None:
                 return InvalidField("body", "cron", "It never runs: see dst_gap.")
             return InvalidField("body", "end_at", "Comes before its first time: it never runs.")
@@ -84,9 +88,15 @@ class Services:
                 pass
         self.sweep.wake()
 
-    def _first_of(self, wanted: TaskCreate) -> datetime | None:
+    def _first_of(self, wanted: TaskCreate, standing: Standing) -> datetime | None:
         recurrence = wanted.recurrence
-        return None if recurrence is None else recurrence.first(self.clock.now())
+        if recurrence is None:
+            return wanted.run_at
+        now = self.clock.now()
+        if standing.run_at is None:
+            return recurrence.first(now)
+        policy = self.settings.recover_past_tasks
+        return recurrence.after_move(wanted.task_id or "", standing.run_at, now, policy)
 
 
 def services_of(request: Request) -> Services:
@@ -104,17 +114,6 @@ async def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
-
-
-async def _refuse_repetition(request: Request) -> None:
-    """Refuse a parameter that is given twice and takes one value: FastAPI would take the last."""
-    times = Counter(name for name, _ in request.query_params.multi_items())
-    for name, number in times.items():
-        if number > 1 and name not in MULTIPLE:
-            raise InvalidField("query", name, f"{name} is given {number} times. Keep one of them.")
-
-
-OnceEach = Depends(_refuse_repetition)
 
 
 async def _known_form(

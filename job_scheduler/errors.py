@@ -48,7 +48,7 @@ _FRAMEWORK_DETAILS = {
 _DESCRIPTIONS = {
     400: "The body is not JSON (`BODY_400`).",
     404: "There is no such task (`TASK_404`).",
-    408: "The body took too long to arrive (`BODY_408`).",
+    408: "The body, or the next part of an import, took too long to arrive (`BODY_408`).",
     409: "The present state does not allow it (`TASK_CREATE_409`, `TASK_DELETE_409`, "
     "`TASK_CANCEL_409`, `TASK_RETRY_409`, `TASK_CHANGE_409`, `TASK_PAUSE_409`, "
     "`TASK_RESUME_409`, `TASK_RUN_409`, `TASK_UNIQUE_409`, `RECOVERY_409`).",
@@ -57,8 +57,8 @@ _DESCRIPTIONS = {
     415: "The body is not declared as JSON (`BODY_415`).",
     422: "A value cannot be used; `errors` names each field (`VALIDATION_422`, `BODY_422`, "
     "`TASK_NAME_422`, `PAYLOAD_422`, `IDEMPOTENCY_422`).",
-    500: "Something went wrong on our side, and nothing was changed (`TASK_CREATE_500`, "
-    "`TASK_DELETE_500`, `INTERNAL_500`).",
+    500: "Something went wrong on our side (`TASK_CREATE_500`, `TASK_DELETE_500`, "
+    "`INTERNAL_500`). Nothing was changed; of an import, what the answer says.",
     503: "Nothing can be promised at the moment (`DATABASE_503`, `OVERLOADED_503`, "
     "`UNAVAILABLE_503`): repeat the request after `Retry-After` seconds. `DATABASE_503_UNKNOWN`: "
     "it may have been done; repeat it with the same `Idempotency-Key` or `task_id`.",
@@ -167,16 +167,19 @@ def located(error: ValidationError, *place: str | int) -> list[Any]:
 def refusal_of(error: RequestValidationError | ValidationError) -> domain.InvalidFields:
     """Return what is wrong with a request, or with the body of one, as an error of ours."""
     details = located(error) if isinstance(error, ValidationError) else error.errors()
-    return domain.InvalidFields(
-        [
-            domain.Fault(
-                str(each["loc"][0]),
-                ".".join(str(part) for part in each["loc"][1:]),
-                REMEDIES.get(each["type"], each["msg"]),
-            )
-            for each in details
-        ]
+    return domain.InvalidFields([_fault(each) for each in details])
+
+
+def _fault(details: Mapping[str, Any]) -> domain.Fault:
+    location, *place = details["loc"]
+    # A body, other than a member that is an object, cannot be left out.
+    kind = details["type"] if place else _OF_BODIES.get(details["type"], details["type"])
+    return domain.Fault(
+        str(location), ".".join(map(str, place)), REMEDIES.get(kind, details["msg"])
     )
+
+
+_OF_BODIES = {"dict_type": "model_type"}
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:

@@ -19,17 +19,18 @@
     ├── NothingHeld                 no missed tasks wait for an approval
     ├── SchedulerUnavailable        APScheduler refused
     └── Unavailable                 nothing can be promised now; try again
-        ├── DatabaseUnavailable ── CommitOutcomeUnknown, ImportBroken
+        ├── DatabaseUnavailable ── CommitOutcomeUnknown
         ├── Stopping
         └── Overloaded
 
 The message of each is safe to show to a caller; ``error_code`` is stable and documented.
-Those of a batch stand in ``batch_exceptions.py``. Which HTTP status belongs to which error
-stands in ``errors.py`` alone.
+Those of a batch stand in ``batch_exceptions.py``, those of an import in ``import_exceptions.py``.
+Which HTTP status belongs to which error stands in ``errors.py`` alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from job_scheduler.constants import OnConflict, TaskStatus
 
@@ -199,9 +200,12 @@ class WrongState(JobSchedulerError):
     """The task's status does not allow what is asked for."""
 
     remedy = ""
+    ways: ClassVar[Mapping[TaskStatus, str]] = {}
+    """What does it all the same, for a task of such a status; `{task_id}` stands for its id."""
 
     def __init__(self, task_id: str, status: TaskStatus) -> None:
-        super().__init__(f"Task {task_id} is {status.value}: {self.remedy}")
+        way = self.ways.get(status, "").format(task_id=task_id)
+        super().__init__(f"Task {task_id} is {status.value}: {self.remedy} {way}".rstrip())
         self.task_id = task_id
 
 
@@ -209,10 +213,8 @@ class TaskNotDeletable(WrongState):
     """The task has started or finished, so it can no longer be removed."""
 
     error_code = "TASK_DELETE_409"
-    remedy = (
-        "only a task that is scheduled or paused can be removed. POST /tasks/{task_id}/cancel ends "
-        "one that is running."
-    )
+    remedy = "only a task that is scheduled or paused can be removed."
+    ways: ClassVar = {TaskStatus.Running: "POST /tasks/{task_id}/cancel ends it."}
 
 
 class TaskNotCancellable(WrongState):
@@ -247,9 +249,9 @@ class TaskNotRunnable(WrongState):
     """The task has begun, so it cannot be made to begin."""
 
     error_code = "TASK_RUN_409"
-    remedy = (
-        "only a task that is scheduled or paused, or recurs, can be run now. "
-        "POST /tasks/{task_id}/retry runs one again that has failed."
+    remedy = "only a task that is scheduled or paused, or recurs, can be run now."
+    ways: ClassVar = dict.fromkeys(
+        (TaskStatus.Failed, TaskStatus.Unknown), "POST /tasks/{task_id}/retry runs it again."
     )
 
 
@@ -265,11 +267,18 @@ class TaskChangedMeanwhile(JobSchedulerError):
 
     error_code = "TASK_412"
 
-    def __init__(self, task_id: str) -> None:
-        super().__init__(
+    def __init__(self, task_id: str, versions: Collection[str] = ()) -> None:
+        words = (
             f"Task {task_id} has changed since you read it. Read it again, and repeat your change "
             "with the ETag that comes with it."
         )
+        if any(tag.startswith("W/") for tag in versions):
+            words = (
+                f"If-Match does not hold the present version of task {task_id}: a weak tag (W/…) "
+                "never matches there (RFC 9110, section 13.1.1). The service gives strong ones, "
+                "which a proxy that compresses may make weak: send it without the W/."
+            )
+        super().__init__(words)
         self.task_id = task_id
 
 
@@ -317,6 +326,10 @@ class UniqueKeyTaken(TaskConflict):
             f"Another task has the unique_key of task {task_id}, and has not ended. Nothing was "
             "changed. Wait until it has, or cancel it."
         )
+
+
+Refusal = TaskConflict | InvalidField
+"""Why a task is not stored, as is only known when it is to be: by what is stored already."""
 
 
 class TaskNotCreated(JobSchedulerError):
@@ -388,17 +401,6 @@ class CommitOutcomeUnknown(DatabaseUnavailable):
             "The connection to the database broke while the change was being committed, so it may "
             "or may not have been made. Repeat the request with the same Idempotency-Key or "
             "task_id: it is done once. If you sent neither, look at GET /tasks first."
-        )
-
-
-class ImportBroken(DatabaseUnavailable):
-    """The database went away in the middle of an import."""
-
-    def __init__(self, created: int, line: int) -> None:
-        super(DatabaseUnavailable, self).__init__(
-            f"The database cannot be reached. {created} tasks were stored, of the lines before "
-            f"line {line}; what became of that one and the next ones is not known. Repeat the "
-            "import: what has a task_id, or comes with the same Idempotency-Key, is stored once."
         )
 
 

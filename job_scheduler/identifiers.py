@@ -22,11 +22,19 @@ def new_task_id(now: datetime) -> str:
     Its first 48 bits are Unix milliseconds, so ids made one after the other are neighbours in
     the index. Order by it means nothing more than that: clocks differ.
     """
-    milliseconds = int(now.timestamp() * 1000)
-    random = int.from_bytes(_random_bytes()[:10], "big")
-    value = (milliseconds & (1 << 48) - 1) << 80
-    value |= _VERSION_7 | (random >> 62 & 0xFFF) << 64 | _VARIANT | random & (1 << 62) - 1
-    return _as_text(value)
+    return _version_7(now, int.from_bytes(_random_bytes()[:10], "big"))
+
+
+def new_claim_token(now: datetime) -> str:
+    """Return the token of a claim made at `now`: also a UUIDv7, so that a task's attempts stand in
+    the index in their order. 74 of its bits are random: nobody guesses it.
+    """
+    return new_task_id(now)
+
+
+def least_claim_token(moment: datetime) -> str:
+    """Return what is no more than the token of any claim made at `moment` or later."""
+    return _version_7(moment, 0)
 
 
 def task_id_of_key(key: str) -> str:
@@ -59,6 +67,13 @@ def parse_uuid(text: str) -> str | None:
     except ValueError:
         return None
     return parsed if parsed == text.lower() else None
+
+
+def _version_7(moment: datetime, random: int) -> str:
+    milliseconds = int(moment.timestamp() * 1000)
+    value = (milliseconds & (1 << 48) - 1) << 80
+    value |= _VERSION_7 | (random >> 62 & 0xFFF) << 64 | _VARIANT | random & (1 << 62) - 1
+    return _as_text(value)
 
 
 def _as_text(value: int) -> str:

@@ -48,7 +48,8 @@ Schedule tasks over HTTP: each runs at its time, once, and its result is kept.
 Post a task, look at it again after its time, and see its result:
 `scheduled` → `running` → `done` or `failed`.
 
-Every error is a problem document (RFC 9457) with a stable `error_code`.
+Every error is a problem document (RFC 9457) with a stable `error_code`. A parameter that a route
+does not have is refused (`VALIDATION_422`), and so is one that is given twice and takes one value.
 """
 
 _TAGS = [
@@ -118,6 +119,10 @@ def _complete_openapi(app: FastAPI) -> None:
         if app.openapi_schema is None:
             add_problem_schema(generate())
             document_handlers(generate(), app.state.registry.all())
+            paths = generate()["paths"]
+            for path in ("/tasks/export", "/tasks/import"):
+                # First among the routes, lest "export" be taken for a task's id; last to a reader.
+                paths[path] = paths.pop(path)
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from psycopg2 import InterfaceError, OperationalError
 from psycopg2.extensions import connection, cursor, new_type, register_type
 from sqlalchemy.engine import URL, ExecutionContext
 
@@ -37,6 +38,17 @@ class CuttableConnection(connection):
         self._line.use()
         opened: cursor = super().cursor(*arguments, **options)
         return opened
+
+    def set_isolation_level(self, level: Any) -> None:
+        """Set it, or close: whoever asks next is told that the connection was lost.
+
+        SQLAlchemy does this, too, as it takes a connection back. An error there would come in place
+        of an answer that is complete, and the place in the pool would never be free again.
+        """
+        try:
+            super().set_isolation_level(level)
+        except (OperationalError, InterfaceError):
+            self.close()
 
     def close(self) -> None:
         """Close; this waits for nobody."""

@@ -8,10 +8,10 @@ and keys, encodings other than UTF-8, and documents nested deeper than ``JSON_MA
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Never
 
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json, to_jsonable_python
 
 from job_scheduler.constants import JSON_MAX_DEPTH, RESULT_MAX_BYTES
 from job_scheduler.exceptions import InvalidBody
@@ -32,6 +32,16 @@ class UnusableJson(InvalidBody):
     """Well-formed JSON that some reader would alter, so that it cannot be kept as it is."""
 
     error_code = "BODY_422"
+
+
+class _UnusableNumber(UnusableJson):
+    """A number that some reader would alter; where it stands is not known yet."""
+
+    def __init__(self, digits: str, reason: str) -> None:
+        super().__init__(
+            f"The number {digits[:25]} {reason}. Send one that fits; inside a payload, it may also "
+            "be a string."
+        )
 
 
 def parse(raw: bytes) -> Any:
@@ -55,6 +65,8 @@ def parse(raw: bytes) -> Any:
         ) from None
     except RecursionError:
         raise _too_deep() from None
+    except _UnusableNumber as error:
+        raise UnusableJson(str(error), _place_of_number(text)) from None
     if text.count("[") + text.count("{") > JSON_MAX_DEPTH and _depth(document) > JSON_MAX_DEPTH:
         raise _too_deep()
     if _SUSPICIOUS_ESCAPE.search(text):
@@ -63,8 +75,12 @@ def parse(raw: bytes) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """Return `value`, made of JSON's own types, as compact ASCII text."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    """Return `value` as compact text.
+
+    It is made of JSON's own types; an instant in UTC may stand in it (RFC 3339). pydantic's writer
+    is three times as fast as the standard library's, and every batch goes through it.
+    """
+    return to_json(value).decode()
 
 
 def loads(text: str) -> Any:
@@ -109,7 +125,7 @@ def as_result(value: Any, max_bytes: int = RESULT_MAX_BYTES) -> Any:
         if _TO_BE_MENDED.search(text):
             text = clean_text(json.dumps(plain, ensure_ascii=False))
             plain = json.loads(text, parse_constant=str)
-            text = dumps(plain)
+            text = json.dumps(plain, separators=(",", ":"))
         if _depth(plain) > JSON_MAX_DEPTH:
             return {"unserializable": clean_text(_safe_repr(value)[:_RESULT_HEAD])}
     except (ValueError, TypeError, RecursionError):
@@ -146,23 +162,21 @@ def _integer(digits: str) -> int:
     # 20 characters hold every 64-bit number; longer ones are not even converted.
     if len(digits) <= 20 and INTEGER_MIN <= (number := int(digits)) <= INTEGER_MAX:
         return number
-    raise UnusableJson(
-        f"The number {digits[:25]} needs more than 64 bits. Send it as a string instead."
-    )
+    raise _UnusableNumber(digits, "needs more than 64 bits")
 
 
 def _float(digits: str) -> float:
     number = float(digits)
     if number in (float("inf"), float("-inf")):
-        raise UnusableJson(
-            f"The number {digits[:25]} is beyond what a 64-bit float can hold. "
-            "Send it as a string instead."
-        )
+        raise _UnusableNumber(digits, "is beyond what a 64-bit float can hold")
     return number
 
 
 def _refuse_constant(name: str) -> Never:
-    raise InvalidBody(f"{name} is not JSON (RFC 8259). Send null or a string instead.")
+    raise InvalidBody(
+        f"{name} is not JSON (RFC 8259). Send a number, or null; inside a payload, it may also be "
+        "a string."
+    )
 
 
 def _too_deep() -> UnusableJson:
@@ -183,23 +197,55 @@ def _children(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def _refuse_forbidden_characters(document: Any) -> None:
-    waiting: list[tuple[str, Any]] = [("", document)]
-    while waiting:
-        path, node = waiting.pop()
+    for path, node in _nodes(document):
         if isinstance(node, str) and _FORBIDDEN_CHARACTER.search(node):
             raise UnusableJson(
                 "Text may not contain NUL (\\u0000) or half a surrogate pair "
                 "(\\ud800 to \\udfff). Remove it.",
                 clean_text(path) or None,
             )
+
+
+def _place_of_number(text: str) -> str | None:
+    """Return where the first number stands that cannot be used; None where that is not to be told,
+    since the rest of the document is broken.
+    """
+    try:
+        document = _locator.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    places = (path for path, node in _nodes(document) if node is _UNUSABLE)
+    return clean_text(next(places, "")) or None
+
+
+def _nodes(document: Any) -> Iterator[tuple[str, Any]]:
+    """Yield all values in their order, each with its place, and keys as texts where they stand."""
+    waiting: list[tuple[str, Any]] = [("", document)]
+    while waiting:
+        path, node = waiting.pop()
+        yield path, node
+        inner: Iterable[tuple[Any, Any]] = ()
         if isinstance(node, dict):
-            # A key is examined as a text of its own, at the place where it stands.
             waiting += [(path, key) for key in node]
-            waiting += [(f"{path}.{key}" if path else key, value) for key, value in node.items()]
+            inner = node.items()
         elif isinstance(node, list):
-            waiting += [(f"{path}.{index}", value) for index, value in enumerate(node)]
+            inner = enumerate(node)
+        values = [(f"{path}.{key}" if path else str(key), value) for key, value in inner]
+        waiting += reversed(values)
 
 
+def _marked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def mark(digits: str) -> Any:
+        try:
+            return read(digits)
+        except _UnusableNumber:
+            return _UNUSABLE
+
+    return mark
+
+
+_UNUSABLE = object()
+"""Stands where a number cannot be used."""
 # Made once: json.loads makes one for each document when it is given hooks.
 _decoder = json.JSONDecoder(
     object_pairs_hook=_object_of_unique_keys,
@@ -207,3 +253,4 @@ _decoder = json.JSONDecoder(
     parse_float=_float,
     parse_constant=_refuse_constant,
 )
+_locator = json.JSONDecoder(parse_int=_marked(_integer), parse_float=_marked(_float))

@@ -14,6 +14,7 @@ from job_scheduler.core.handlers.webhook.sending import WebhookSender
 from job_scheduler.core.handlers.webhook.transport import GuardedTransport
 from job_scheduler.core.handlers.works import Works
 from job_scheduler.core.lanes import Lane
+from job_scheduler.core.shares import Share
 from job_scheduler.core.store import DueTask
 
 
@@ -37,10 +38,15 @@ def build_works(
     return Works(registry, guard, webhooks, commands, workers, settings.unknown_tasks)
 
 
-def build_lanes(works: Works, settings: Settings) -> Callable[[DueTask], Lane]:
-    """Return which lane a task runs in: plain handlers need a thread each, others a process."""
-    in_threads, in_processes = Lane(settings.threads), Lane(settings.processes)
-    on_loop = Lane(settings.max_running)
+def build_lanes(
+    works: Works, settings: Settings, share: Callable[[], Share]
+) -> Callable[[DueTask], Lane]:
+    """Return which lane a task runs in: plain handlers need a thread each, others a process.
+
+    Each begins with this instance's `share`.
+    """
+    in_threads, in_processes = Lane(settings.threads, share), Lane(settings.processes, share)
+    on_loop = Lane(settings.max_running, share)
 
     def lane_of(task: DueTask) -> Lane:
         if works.needs_process(task):

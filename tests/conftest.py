@@ -4,11 +4,14 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from job_scheduler.client import Client
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from tests.support.app import Backend, ServiceProcess, migrate
+from tests.support.clients import Awaited, Make
 from tests.support.remote import served
 from tests.support.services import (
     RedisProcess,
@@ -121,6 +124,21 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]
     """A service behind a port, which the tests of a module share."""
     with served(tmp_path_factory.mktemp("remote")) as service:
         yield service
+
+
+@pytest.fixture(params=["client", "async client"])
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Each kind of client; they are closed at the end."""
+    made: list[Any] = []
+
+    def build(*arguments: Any, **options: Any) -> Any:
+        kind: Any = Client if request.param == "client" else Awaited
+        made.append(kind(*arguments, **options))
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.close() if isinstance(each, Client) else each.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

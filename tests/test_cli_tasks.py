@@ -4,9 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from inspect import signature
 from pathlib import Path
@@ -16,36 +15,30 @@ from uuid import uuid4
 import httpx
 import pytest
 import typer
-from typer.testing import CliRunner, Result
 
-from job_scheduler.cli import cli
-from job_scheduler.client import Client, Moment, Task
+from job_scheduler.client import (
+    Client,
+    Explanation,
+    Forecast,
+    ForecastInterval,
+    ForecastName,
+    Moment,
+    Reason,
+    Task,
+)
 from job_scheduler.core.schemas_list import ListQuery
-from job_scheduler.task_commands import shown
+from job_scheduler.task_commands import shown, telling
 from job_scheduler.task_commands.looking import list_tasks
 from job_scheduler.task_commands.words import duration
 from job_scheduler.terminal import Column, cell_width, printable, table, terminal_width
 from tests.support.app import ROOT, ServiceProcess, service_process
+from tests.support.commands import answered, following, next_line, typed
 from tests.support.receiver import Receiver
 from tests.support.remote import in_shell, installed_command
 from tests.support.services import find_free_port, wait_until
 
 FAR = "2099-07-01T12:00:00Z"
 MISSING = "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"
-WIDE = "1000"
-
-
-def typed(url: str, *arguments: str, exit_status: int = 0, columns: str = WIDE) -> Result:
-    """Run the command line as if these arguments were typed, and check its exit status."""
-    environment = {"JOB_SCHEDULER_URL": url, "COLUMNS": columns, "NO_COLOR": "1"}
-    result = CliRunner(env=environment).invoke(cli, arguments, prog_name="job-scheduler")
-    assert result.exit_code == exit_status, result.output
-    return result
-
-
-def answered(url: str, *arguments: str, exit_status: int = 0) -> Any:
-    """What a command prints with --json."""
-    return json.loads(typed(url, *arguments, "--json", exit_status=exit_status).stdout)
 
 
 @pytest.fixture
@@ -334,6 +327,103 @@ def test_what_is_not_there_is_said(url: str) -> None:
         assert len(refused.stderr.splitlines()) == 1
 
 
+# ------------------------------------------------------------------ explain, forecast
+
+
+def test_reasons_are_told_with_what_to_do(url: str, client: Client) -> None:
+    task_id = client.create("greet", run_at=FAR).task_id
+    client.pause(task_id)
+    lines = typed(url, "explain", task_id).stdout.splitlines()
+    assert lines[0] == f"{task_id}  paused"
+    assert lines[1:4] == [
+        "",
+        "paused: It is paused: it does not start until somebody lets it.",
+        f"  POST /tasks/{task_id}/resume lets it start at its time. POST /tasks/{task_id}/run "
+        "starts it now.",
+    ]
+    assert lines[5].startswith("not_due: It is not due for ")
+    assert len(lines) == 7
+    narrow = typed(url, "explain", task_id, columns="60").stdout.splitlines()
+    assert max(map(len, narrow)) <= 60
+    assert " ".join(narrow).split() == " ".join(lines).split()
+    answer = answered(url, "explain", task_id)
+    assert [each["code"] for each in answer["reasons"]] == ["paused", "not_due"]
+    refused = typed(url, "explain", MISSING, exit_status=1)
+    assert refused.stderr.startswith(f"There is no task '{MISSING}'")
+    typed("http://127.0.0.1:1", "explain", task_id, exit_status=3)
+
+
+def test_what_nobody_looks_at_is_not_wrapped() -> None:
+    reason = Reason(raw={}, code="done", text="It is\x9bdone. " * 20, remedy="Nothing.")
+    found = Explanation(raw={}, task_id=MISSING, status="done", summary="", reasons=[reason])
+    assert list(telling.reason_lines(found, None)) == [
+        f"{MISSING}  done",
+        "",
+        "done: " + r"It is\x9bdone. " * 20,
+        "  Nothing.",
+    ]
+
+
+def test_what_is_to_come_is_a_table(url: str, client: Client) -> None:
+    name = str(uuid4())
+    due = datetime.now(UTC) + timedelta(minutes=50)  # noqa: TID251 (tests have a clock too)
+    for _ in range(3):
+        client.create(name, run_at=due)
+    answer = answered(url, "forecast", "--hours", "1")
+    assert answer["interval_seconds"] == 60
+    lines = typed(url, "forecast", "--hours", "1").stdout.splitlines()
+    assert f"{answer['total']} tasks fall due from " in lines[0]
+    assert lines[0].endswith(", by intervals of 1 min.")
+    at = lines.index("") + 1
+    assert lines[at].split() == ["FROM", "(UTC)", "TASKS", "PEAK", "NAMES"]
+    [line] = [line for line in lines[at:] if name in line]
+    assert line.split()[:2] == f"{due:%Y-%m-%d %H:%M}".split()
+    assert "peak" in line
+    assert f"{name} 3" in line
+    assert answered(url, "forecast")["interval_seconds"] == 900
+    for hours in ("0", "169", "x"):
+        typed(url, "forecast", "--hours", hours, exit_status=2)
+    typed("http://127.0.0.1:1", "forecast", exit_status=3)
+
+
+def test_forecast_says_what_it_has_not_counted() -> None:
+    begin = datetime(2099, 7, 1, 12, tzinfo=UTC)
+    interval = ForecastInterval(raw={}, at=begin, tasks=0, names=[])
+    nothing = Forecast(
+        raw={},
+        begin=begin,
+        until=begin + timedelta(hours=24),
+        interval_seconds=900,
+        intervals=[interval],
+        total=0,
+        peaks=[],
+        overdue=0,
+        truncated=False,
+        complete_until=begin + timedelta(hours=24),
+    )
+    told = "due from 2099-07-01 12:00:00Z to 2099-07-02 12:00:00Z, by intervals of 15 min."
+    assert list(telling.forecast_lines(nothing, None)) == [f"0 tasks fall {told}"]
+    busiest = replace(interval, tasks=1, names=[ForecastName(raw={}, name="a", tasks=1)])
+    more = replace(
+        nothing,
+        total=1,
+        overdue=2,
+        truncated=True,
+        complete_until=begin + timedelta(hours=1),
+        intervals=[busiest, replace(busiest, at=begin + timedelta(hours=1))],
+        peaks=[busiest],
+    )
+    assert list(telling.forecast_lines(more, None)) == [
+        f"1 task falls {told}",
+        "Due already, and not started: 2.",
+        "There is more to count: all is told up to 2099-07-01 13:00:00Z.",
+        "",
+        "FROM (UTC)        TASKS  PEAK  NAMES",
+        "2099-07-01 12:00  1      peak  a 1",
+        "2099-07-01 13:00  1            a 1",
+    ]
+
+
 def test_what_a_newer_service_says_is_shown_and_cannot_control_the_terminal() -> None:
     answer = {
         "task_id": MISSING,
@@ -402,34 +492,10 @@ def test_progress_without_a_message_is_shown() -> None:
 # ----------------------------------------------------------------------------- watch
 
 
-@contextmanager
-def watching(url: str, task_id: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process that watches a task; its lines can be read as they come."""
-    kept = {name: value for name, value in os.environ.items() if name.startswith("COV")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "job_scheduler", "watch", task_id],
-        cwd=ROOT,
-        env=kept | {"JOB_SCHEDULER_URL": url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def next_line(process: "subprocess.Popen[str]") -> str:
-    """The next line that a process prints."""
-    assert process.stdout is not None
-    return process.stdout.readline()
-
-
 def test_task_is_followed_until_it_has_ended(url: str, client: Client, tmp_path: Path) -> None:
     file = tmp_path / "file"
     task_id = client.create("await_file", run_at=FAR, payload={"file": str(file)}).task_id
-    with watching(url, task_id) as process:
+    with following(url, "watch", task_id) as process:
         first = next_line(process)
         client.run(task_id)
         told = [first]
@@ -460,7 +526,7 @@ def test_watch_outlasts_a_restart_of_the_service(tmp_path: Path) -> None:
     with service_process(tmp_path, {}, *command) as service:
         with service.start(), Client(service.url) as client:
             task_id = client.create("send_report", run_at=FAR).task_id
-        with watching(service.url, task_id) as process:
+        with following(service.url, "watch", task_id) as process:
             assert "  scheduled  " in next_line(process)
             service.stop()
             with service.start(), Client(service.url) as client:
@@ -662,6 +728,8 @@ def test_shell_completes_commands_options_and_values(installed: dict[str, str]) 
     assert "complete -o default -F _job_scheduler_completion job-scheduler" in script
     assert "_JOB_SCHEDULER_COMPLETE=complete_bash" in script
     assert completed(installed, "job-scheduler wat") == ["watch"]
+    assert completed(installed, "job-scheduler expl") == ["explain"]
+    assert completed(installed, "job-scheduler forecast --h") == ["--hours", "--help"]
     assert completed(installed, "job-scheduler list --fin") == [
         *("--finished-after", "--finished-before")
     ]

@@ -33,7 +33,7 @@ def test_everything_has_a_default() -> None:
     assert settings.unknown_tasks is UnknownTasks.Timer
     assert settings.modules == []
     assert settings.auto_migrate is False
-    assert (settings.threads, settings.max_running) == (16, 100)
+    assert (settings.threads, settings.max_running) == (16, 200)
     assert (settings.processes, settings.process_memory_bytes) == (4, None)
     assert (settings.allowed_commands, settings.command_variables) == ([], [])
     assert (settings.lease_seconds, settings.shutdown_grace) == (15.0, 8.0)

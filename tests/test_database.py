@@ -214,6 +214,28 @@ def change(database: Database, *statements_: str) -> None:
 
 
 @only_postgresql
+def test_connection_that_is_lost_after_the_answer_costs_neither_it_nor_a_place_in_the_pool(
+    store: Backend,
+) -> None:
+    def answer_and_cut(connection: Connection, proxy: Proxy) -> int:
+        answer = int(scalar(connection, "SELECT 1"))
+        proxy.cut()
+        return answer
+
+    async def scenario(database: Database, proxy: Proxy) -> None:
+        for _ in range(5):  # more than the pool has places
+            assert await database.read(answer_and_cut, proxy) == 1
+            proxy.heal()
+            assert await database.read(scalar, "SELECT 2") == 2
+
+    with (
+        Proxy.before(store.db_url) as proxy,
+        Backend(proxy.url_for(store.db_url)).database() as database,
+    ):
+        asyncio.run(scenario(database, proxy))
+
+
+@only_postgresql
 def test_read_only_server_is_an_outage(store: Backend) -> None:
     with store.database() as database, pytest.raises(DatabaseUnavailable):
         change(database, "SET TRANSACTION READ ONLY", "DELETE FROM scheduled_tasks")

@@ -12,9 +12,10 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 
 from job_scheduler.constants import InstanceState
-from job_scheduler.core import claims, instances
+from job_scheduler.core import claims, instances, selection
 from job_scheduler.core.claims import Claim, ClaimRequest
 from job_scheduler.core.creation import create_tasks
+from job_scheduler.core.filters import TaskFilter
 from job_scheduler.core.instances import Member
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.outcomes import Succeeded, decide
@@ -228,6 +229,18 @@ class Storm:
 
         await self._database.write(cancel_some, self.some()[:5])
 
+    async def select(self) -> None:
+        """Change many by a filter, and remove many."""
+        database, wanted = self._database, TaskFilter(name=["probe"])
+        same: dict[str, Any] = {"missed_at": None}
+        await database.write(
+            selection.change_tasks,
+            self.some(),
+            wanted,
+            lambda rows: {row["task_id"]: same for row in rows},
+        )
+        await database.write(selection.delete_tasks, self.some()[:5], wanted)
+
     async def change_all(self) -> None:
         """Change rows in whatever order the statement meets them, as a person may by hand."""
 
@@ -249,7 +262,8 @@ class Storm:
         await self.register()
         for _ in range(rounds):
             steps: list[Callable[[], Coroutine[Any, Any, None]]] = [
-                self.create, self.run_some, self.rescue, self.cancel, self.change_all, self.revive,
+                self.create, self.run_some, self.rescue, self.cancel, self.select, self.change_all,
+                self.revive,
             ]  # fmt: skip
             self._random.shuffle(steps)
             await asyncio.gather(*(step() for step in steps))

@@ -109,6 +109,7 @@ def test_running_task_cannot_be_cancelled(store: Backend, registry: HandlerRegis
             assert started.wait(10)
             problem = assert_problem(client.delete(f"/tasks/{task_id}"), 409, "TASK_DELETE_409")
             assert "is running" in problem["detail"]
+            assert f"POST /tasks/{task_id}/cancel" in problem["detail"]
         finally:
             may_end.set()
         assert finished(client, task_id)["result"] == "undisturbed"
@@ -127,6 +128,17 @@ def test_finished_task_cannot_be_cancelled(
         problem = assert_problem(response, 409, "TASK_DELETE_409")
         assert f"is {status}" in problem["detail"]
         assert client.get(f"/tasks/{ended['task_id']}").json() == ended
+
+
+def test_what_has_ended_is_not_to_be_cancelled_first(store: Backend) -> None:
+    with running(store) as client:
+        for status in ("done", "failed", "unknown", "cancelled"):
+            task_id = store.insert_task(status=status)
+            problem = assert_problem(client.delete(f"/tasks/{task_id}"), 409, "TASK_DELETE_409")
+            assert problem["detail"] == (
+                f"Task {task_id} is {status}: only a task that is scheduled or paused can be "
+                "removed."
+            )
 
 
 def test_scheduler_that_fails_leaves_the_task_scheduled(store: Backend) -> None:

@@ -108,10 +108,10 @@ UNUSABLE: list[tuple[str, str | bytes, dict[str, str]]] = [
     ("half a pair in its keys", with_member('"payload": {"\\udc00": 1}'), {"payload": "pair"}),
     ("same key twice", with_member(NAME), {"name": "Keep one of them"}),
     ("same key twice within", with_member('"payload": {"a": 1, "a": 1}'), {"a": "Keep one"}),
-    ("beyond a float", with_member('"payload": {"a": 1e400}'), {}),
-    ("time beyond a float", with_run_at("1e400"), {}),
-    ("beyond 64 bits", with_member('"payload": {"a": 9223372036854775808}'), {}),
-    ("below 64 bits", with_member('"payload": {"a": -9223372036854775809}'), {}),
+    ("beyond a float", with_member('"payload": {"a": 1e400}'), {"payload.a": "a string"}),
+    ("time beyond a float", with_run_at("1e400"), {"run_at": "beyond"}),
+    ("beyond 64 bits", with_member('"payload": {"a": [9223372036854775808]}'), {"payload.a.0": ""}),
+    ("below 64 bits", with_member('"priority": -9223372036854775809'), {"priority": "64 bits"}),
     ("nested 101 deep", with_member('"payload": ' + '{"a":' * 100 + "1" + "}" * 100), {}),
     ("nested 1,000 deep", with_member(f'"payload": {"[" * 1_000}{"]" * 1_000}'), {}),
     ("nested 100,000 deep", with_member(f'"payload": {"[" * 100_000}{"]" * 100_000}'), {}),
@@ -288,8 +288,9 @@ def test_service_process_survives_what_comes_over_a_socket(tmp_path: Path) -> No
                 b"Content-Length: 1000\r\n\r\n" + SOUND.encode()
             )
         wait_until(lambda: '"POST /tasks HTTP/1.1" 400' in service.output(), what="the hang-up")
-        response = client.get("/tasks/%ff%00?%80", headers=[(b"Accept", b"\x80")])
-        assert response.status_code == 404
+        for query, status in (("", 404), ("?%80", 422)):
+            response = client.get(f"/tasks/%ff%00{query}", headers=[(b"Accept", b"\x80")])
+            assert response.status_code == status
         assert client.get("/tasks").json() == []
         task_id = post(client, run_at=later(0))["task_id"]
         assert finished(client, task_id)["status"] == "done"

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from uuid import uuid4
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy.engine import make_url
 
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.core import events
@@ -21,7 +24,7 @@ from job_scheduler.core.watching import STREAMS_MAX, Watching
 from job_scheduler.database import Database
 from job_scheduler.exceptions import Overloaded
 from job_scheduler.main import create_app
-from tests.conftest import POSTGRESQL
+from tests.conftest import POSTGRESQL, SQLITE
 from tests.support.app import (
     Backend,
     assert_problem,
@@ -113,7 +116,7 @@ def address(client: httpx.Client) -> str:
 
 
 def visible(database: Database, number: int) -> Sequence[EventRow]:
-    """So many changes, once no older transaction of the server is under way."""
+    """So many changes, once no older transaction of the database is under way."""
 
     def look() -> Sequence[EventRow]:
         with database.reading() as connection:
@@ -121,6 +124,19 @@ def visible(database: Database, number: int) -> Sequence[EventRow]:
         return rows if len(rows) >= number else []
 
     return wait_until(look)
+
+
+def stop_noting(store: Backend) -> None:
+    """Let the time pass until which changes are noted."""
+    store.sql("UPDATE event_watch SET until = :at", at=later(-1))
+
+
+def forget(store: Backend) -> None:
+    """Let the time pass for which what was noted is kept."""
+    long_ago = later(-events.KEPT.total_seconds() - 1)
+    store.sql("UPDATE task_events SET at = :at", at=long_ago)
+    with store.database() as database, database.writing() as connection:
+        events.forget_changes(connection, at_once=100_000)
 
 
 # ------------------------------------------------------------------------ what is told
@@ -257,15 +273,56 @@ def test_what_may_be_missing_is_said(store: Backend) -> None:
         last_id = stream.got[-1][0]
         xid = int(last_id.partition("-")[0])
         for unknown in ("0-0", f"{xid + 1000}-9999"):
-            if store.dialect == "sqlite" and unknown == "0-0":
-                continue  # there, it is the very beginning
             again = Stream(address(client), **{"Last-Event-ID": unknown})
             assert again.opened() == {"complete": False}
-        store.sql("UPDATE event_watch SET until = :at", at=later(-1))
+        stop_noting(store)
         again = Stream(address(client), **{"Last-Event-ID": last_id})
         assert again.opened() == {"complete": False}
         second = post(client, run_at=FUTURE)["task_id"]
         wait_until(lambda: again.changes(second))
+
+
+@pytest.mark.parametrize("is_emptied", [True, False])
+def test_what_was_not_noted_is_missing_whatever_has_been_forgotten(
+    store: Backend, is_emptied: bool
+) -> None:
+    with served(store) as client:
+        stream = Stream(address(client))
+        stream.opened()
+        first = post(client, run_at=FUTURE)["task_id"]
+        wait_until(lambda: stream.changes(first))
+        opened_at, last_id = stream.got[0][0], stream.got[-1][0]
+        stop_noting(store)
+        store.insert_task()
+        if is_emptied:
+            forget(store)
+            assert store.sql("SELECT * FROM task_events") == []
+        other = Stream(address(client))
+        assert other.opened() == {"complete": True}
+        second = post(client, run_at=FUTURE)["task_id"]
+        wait_until(lambda: other.changes(second))
+        for place in (opened_at, last_id):
+            again = Stream(address(client), **{"Last-Event-ID": place})
+            assert again.opened() == {"complete": False}
+        again = Stream(address(client), **{"Last-Event-ID": other.got[-1][0]})
+        assert again.opened() == {"complete": True}
+
+
+@pytest.mark.parametrize("db_url", [SQLITE], indirect=True)  # There, no transaction is older.
+def test_quiet_stream_can_be_gone_on_with(store: Backend) -> None:
+    with served(store) as client:
+        for _ in range(2):
+            stream = Stream(address(client))
+            assert stream.opened() == {"complete": True}
+
+            def is_complete(place: str = stream.got[0][0]) -> bool:
+                again = Stream(address(client), **{"Last-Event-ID": place})
+                return bool(again.opened()["complete"])
+
+            assert is_complete()
+            stop_noting(store)
+            store.insert_task()
+            assert not is_complete()
 
 
 def test_changes_are_noted_only_while_somebody_watches_and_some_minutes_more(
@@ -281,7 +338,7 @@ def test_changes_are_noted_only_while_somebody_watches_and_some_minutes_more(
     with running(store) as client_of_another:
         post(client_of_another, run_at=FUTURE)
         assert noted() == 1
-        store.sql("UPDATE event_watch SET until = :at", at=later(-1))
+        stop_noting(store)
         post(client_of_another, run_at=FUTURE)
         assert noted() == 1
 
@@ -329,6 +386,23 @@ def test_change_that_becomes_visible_late_is_not_missed(store: Backend) -> None:
 
 
 @only_postgresql
+def test_transaction_of_another_database_holds_nothing_up(store: Backend) -> None:
+    url = make_url(store.db_url).set(database="postgres").render_as_string(hide_password=False)
+    with (
+        served(store) as client,
+        Backend(url).database() as other,
+        other.writing() as older,
+    ):
+        older.exec_driver_sql("SELECT pg_current_xact_id()")
+        stream = Stream(address(client))
+        stream.opened()
+        task_id = store.insert_task(run_at=FUTURE)
+        wait_until(lambda: stream.changes(task_id))
+        again = Stream(address(client), **{"Last-Event-ID": stream.got[-1][0]})
+        assert again.opened() == {"complete": True}
+
+
+@only_postgresql
 def test_whoever_may_only_insert_tasks_still_may(store: Backend) -> None:
     role = f"js_test_{uuid4().hex}"
     with store.database() as database:
@@ -361,6 +435,79 @@ def test_what_was_noted_is_forgotten_also_when_nobody_watches(store: Backend) ->
         asyncio.run(scenario(database))
 
 
+# ----------------------------------------------------------------------- left behind
+
+
+def test_stream_ends_that_was_not_told_of_all(store: Backend) -> None:
+    with served(store) as client:
+        stream = Stream(address(client))
+        stream.opened()
+        first = post(client, run_at=FUTURE)["task_id"]
+        wait_until(lambda: stream.changes(first))
+        stop_noting(store)
+        store.insert_task()
+        other = Stream(address(client))
+        assert stream.ended.wait(10)
+        again = Stream(address(client), **{"Last-Event-ID": stream.got[-1][0]})
+        assert again.opened() == {"complete": False}
+        second = post(client, run_at=FUTURE)["task_id"]
+        wait_until(lambda: other.changes(second) and again.changes(second))
+
+
+def test_slow_reader_learns_that_changes_were_forgotten(store: Backend) -> None:
+    number = 20_000
+    with served(store) as client, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.settimeout(30)
+        reader.connect((client.base_url.host, client.base_url.port))
+        reader.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        read = b""
+        while b'"complete": true' not in read.replace(b":true", b": true"):
+            read += reader.recv(1024)
+        store.insert_tasks(number, name="x" * 250)
+        wait_until(lambda: len(store.sql("SELECT event_id FROM task_events")) == number)
+        forget(store)
+        while not read.endswith(b"\r\n0\r\n\r\n"):
+            part = reader.recv(1 << 20)
+            assert part
+            read += part
+        last_id = re.findall(rb"id: (\S+)", read)[-1].decode()
+        assert read.count(b"data: ") < number
+        again = Stream(address(client), **{"Last-Event-ID": last_id})
+        assert again.opened() == {"complete": False}
+
+
+@only_postgresql
+def test_stream_ends_after_an_outage_in_which_changes_were_not_noted(store: Backend) -> None:
+    with (
+        Proxy.before(store.db_url) as proxy,
+        served(Backend(proxy.url_for(store.db_url))) as client,
+    ):
+        stream = Stream(address(client))
+        stream.opened()
+        proxy.cut()
+        assert_problem(client.get("/events"), 503, "DATABASE_503")
+        stop_noting(store)
+        store.insert_task()
+        proxy.heal()
+        assert stream.ended.wait(30)
+
+
+@only_postgresql
+def test_stream_goes_on_that_began_beside_an_older_transaction(store: Backend) -> None:
+    with store.database() as database, served(store) as client:
+        with database.writing() as older:
+            older.exec_driver_sql("SELECT pg_current_xact_id()")
+            stream = Stream(address(client))
+            stream.opened()
+            task_id = store.insert_task()
+            other = Stream(address(client))
+            other.opened()
+        wait_until(lambda: stream.changes(task_id) and other.changes(task_id))
+        assert not stream.ended.is_set()
+        assert not other.ended.is_set()
+
+
 # ---------------------------------------------------------------------------- trouble
 
 
@@ -385,7 +532,7 @@ def test_stream_that_meets_an_outage_reads_on_after_it(store: Backend) -> None:
         watching = Watching(database, lambda: False)
         start = await watching.start(None)
         proxy.cut()
-        reading = asyncio.ensure_future(anext(watching.changes_after(start.place)))
+        reading = asyncio.ensure_future(anext(watching.changes_after(start)))
         store.insert_task("missed")
         await asyncio.wait([reading], timeout=0.3)
         assert not reading.done()
@@ -416,7 +563,7 @@ def test_stream_that_waits_ends_when_it_is_told_to(store: Backend) -> None:
     async def scenario(database: Database) -> None:
         watching = Watching(database, stopping.is_set)
         start = await watching.start(None)
-        reading = asyncio.ensure_future(anext(watching.changes_after(start.place), None))
+        reading = asyncio.ensure_future(anext(watching.changes_after(start), None))
         with watching.stream():
             for _ in range(2):
                 await watching.look()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, event, func, select
 
 from job_scheduler import RunContext
-from job_scheduler.constants import InstanceState, OnCrash, RunOutcome, TaskStatus
+from job_scheduler.constants import InstanceState, OnCrash, RecoverPastTasks, RunOutcome, TaskStatus
 from job_scheduler.core import own_words
 from job_scheduler.core.downtime import Downtime
 from job_scheduler.core.explain import explain
@@ -810,6 +810,77 @@ def test_task_that_was_late_for_no_known_reason(store: Backend, works: HandlerRe
     assert reason["seconds"] == pytest.approx(HOUR, abs=30)
 
 
+def test_start_that_the_jitter_made_late(store: Backend, works: HandlerRegistry) -> None:
+    rule = {"name": "probe", "interval_seconds": HOUR, "jitter_seconds": 2}
+    with running(store, works) as client:
+        bodies = [rule | {"start_at": later(1)} for _ in range(30)]
+        posted = client.post("/tasks/batch", json={"tasks": bodies}).json()
+        put_off = {
+            task["task_id"]: (parse_time(task["retry_at"]) - parse_time(task["run_at"]))
+            for task in posted
+        }
+        wait_until(lambda: store.count("run_count = 1") == len(posted))
+        long = [each for each, delay in put_off.items() if delay > timedelta(seconds=1.1)]
+        reasons = {task_id: explained(client, task_id) for task_id in long}
+    late = {task_id: found["late_by_jitter"] for task_id, found in reasons.items()}
+    assert late
+    for task_id, reason in late.items():
+        assert list(reasons[task_id]) == ["jitter", "late_by_jitter", "recurs"]
+        assert parse_time(reason["until"]) - parse_time(reason["run_at"]) == put_off[task_id]
+        assert ": jitter_seconds put it off to " in reason["text"]
+
+
+def test_start_that_came_later_than_the_jitter_asked_for(
+    store: Backend, works: HandlerRegistry
+) -> None:
+    with long_running(store, works) as client:
+        task_id = recurring(store, ago(-0.5), jitter_seconds=60.0)
+        insert_run(store, task_id, scheduled_for=ago(0.5), started_at=ago(0.25))
+        changed = recurring(store, ago(-0.5), jitter_seconds=7 * 86_400.0)
+        insert_run(store, changed, scheduled_for=ago(0.5), started_at=ago(0.4999))
+        reasons = explained(client, task_id)
+        assert codes(client, changed) == ["not_due", "recurs"]
+    assert list(reasons) == ["not_due", "late", "recurs"]
+    assert (
+        "It started 15 min after its time, of which jitter_seconds asked for "
+        in (reasons["late"]["text"])
+    )
+
+
+def test_start_that_the_run_before_it_made_late(store: Backend, gate: threading.Event) -> None:
+    registry = HandlerRegistry()
+    registry.task("probe")(lambda: gate.wait(2.5))
+    rule = {"name": "probe", "interval_seconds": 1, "overlap": "queue", "max_runs": 3}
+    with running(store, registry) as client:
+        task_id = client.post("/tasks", json=rule).json()["task_id"]
+        wait_until(lambda: store.count("status = 'running' AND run_count = 1") == 1)
+        first = client.get(f"/tasks/{task_id}/runs").json()[0]
+        under_way = explained(client, task_id)
+        gate.set()
+        finished(client, task_id)
+        reasons = explained(client, task_id)
+    assert list(under_way) == ["running", "late_by_overlap", "overlap_queued", "recurs"]
+    late = under_way["late_by_overlap"]
+    assert late["until"] == first["finished_at"]
+    assert late["seconds"] > 1
+    assert ": the run before it was under way until " in late["text"]
+    assert list(reasons) == ["late_by_overlap", "recurs"]
+
+
+def test_run_before_it_does_not_make_late_what_came_after_it(
+    store: Backend, works: HandlerRegistry
+) -> None:
+    with long_running(store, works) as client:
+        ended, beside = (
+            recurring(store, ago(-0.5), overlap=overlap) for overlap in ("queue", "allow")
+        )
+        insert_run(store, ended, scheduled_for=ago(1.5), finished_at=ago(1.4))
+        insert_run(store, beside, scheduled_for=ago(1.5), finished_at=ago(0.45))
+        for task_id in (ended, beside):
+            insert_run(store, task_id, scheduled_for=ago(0.5), started_at=ago(0.4))
+            assert codes(client, task_id) == ["not_due", "late", "recurs"]
+
+
 def test_run_that_is_under_way_and_came_late(
     store: Backend, held: HandlerRegistry, gate: threading.Event
 ) -> None:
@@ -932,6 +1003,148 @@ def test_attempts_of_the_last_occurrence_are_told(store: Backend, works: Handler
         assert codes(client, task_id) == ["not_due", "attempt_failed", "recurs"]
 
 
+def test_recurring_task_whose_runs_fail_tells_the_error(store: Backend) -> None:
+    registry = HandlerRegistry()
+
+    @registry.task("probe", max_attempts=2, retry_delay=[0])
+    def probe(context: RunContext) -> None:
+        raise ValueError(f"no luck with attempt {context.attempt}")
+
+    with running(store, registry) as client:
+        rule = {"name": "probe", "interval_seconds": 1}
+        task_id = client.post("/tasks", json=rule).json()["task_id"]
+        wait_until(lambda: shown(client, task_id)["run_count"] == 1)
+        client.post(f"/tasks/{task_id}/pause")
+        once = explained(client, task_id)
+        client.post(f"/tasks/{task_id}/resume")
+        wait_until(lambda: shown(client, task_id)["run_count"] == 3)
+        client.post(f"/tasks/{task_id}/pause")
+        thrice = explained(client, task_id)
+        runs = client.get(f"/tasks/{task_id}/runs").json()
+    assert list(once)[:1] == ["paused"]
+    first = once["failed"]
+    assert first["text"] == (
+        f"Its last run, that of {runs[0]['scheduled_for'][:19]}Z, failed after 2 attempts: "
+        "ValueError: no luck with attempt 2"
+    )
+    assert first["error"] == "ValueError: no luck with attempt 2"
+    assert (first["attempts"], first["max_attempts"]) == (2, 2)
+    assert (first["run_at"], first["finished_at"]) == (
+        runs[0]["scheduled_for"],
+        runs[1]["finished_at"],
+    )
+    assert first["remedy"].startswith(f"Mend the cause; GET /tasks/{task_id}/runs lists ")
+    assert "attempt_failed" in once
+    assert once["recurs"]["text"].startswith("It has run 1 time, the last one failed")
+    assert "Nothing needs to be done" not in once["recurs"]["remedy"]
+    assert thrice["failed"]["text"].startswith(
+        f"Its last 3 runs have failed: the last one, that of {runs[-1]['scheduled_for'][:16]}"
+    )
+
+
+def test_run_of_a_failing_task_that_is_under_way_tells_how_the_last_one_failed(
+    store: Backend, works: HandlerRegistry
+) -> None:
+    failed = {"status": "running", "last_status": "failed", "run_count": 1, "started_at": later(0)}
+    with long_running(store, works) as client:
+        failed["instance_id"] = services_of(client).heartbeat.instance_id
+        first = recurring(store, later(0), columns=failed | {"claim_token": new_token()})
+        again = {"attempt": 2, "max_attempts": 2, "claim_token": new_token()}
+        second = recurring(store, later(0), columns=failed | again)
+        for task_id in (first, second):
+            insert_run(store, task_id, scheduled_for=ago(1), outcome="failed", result='"no"')
+        insert_run(store, second, scheduled_for=ago(0), outcome="failed")
+        reasons = explained(client, first)
+        assert codes(client, second) == ["running", "attempt_failed", "recurs"]
+        assert "Nothing" not in explained(client, second)["recurs"]["remedy"]
+    assert list(reasons) == ["running", "failed", "recurs"]
+    assert reasons["failed"]["error"] == "no"
+
+
+def test_recurring_task_whose_run_was_cut_off(store: Backend, works: HandlerRegistry) -> None:
+    with long_running(store, works) as client:
+        crashed, lost, mended = (recurring(store, ago(-0.5)) for _ in range(3))
+        insert_run(store, crashed, scheduled_for=ago(0.5), outcome="crashed", result='"dead"')
+        insert_run(store, lost, scheduled_for=ago(0.5), outcome="lost", result='"well"')
+        for outcome, hours in (("failed", 1.5), ("done", 0.5)):
+            insert_run(store, mended, scheduled_for=ago(hours), outcome=outcome)
+        reasons = explained(client, crashed)
+        assert codes(client, lost) == ["not_due", "cut_off", "lease_lost", "recurs"]
+        assert "error" not in explained(client, lost)["cut_off"]
+        assert codes(client, mended) == ["not_due", "recurs"]
+    assert list(reasons) == ["not_due", "cut_off", "recurs"]
+    assert reasons["cut_off"]["error"] == "dead"
+    assert reasons["cut_off"]["remedy"].endswith(
+        f"POST /tasks/{crashed}/run makes an extra run now."
+    )
+
+
+def test_recurring_task_that_failed_and_whose_history_is_gone(
+    store: Backend, works: HandlerRegistry
+) -> None:
+    with long_running(store, works) as client:
+        columns = {"last_status": "failed", "result": '"ValueError: no"'}
+        task_id = recurring(store, ago(-0.5), columns=columns)
+        reasons = explained(client, task_id)
+        silent = recurring(store, ago(-0.5), columns={"last_status": "failed"})
+        without = explained(client, silent)["failed"]
+    assert list(reasons) == ["not_due", "failed", "recurs"]
+    assert reasons["failed"]["text"] == "Its last run failed: ValueError: no"
+    assert not {"attempts", "run_at"} & reasons["failed"].keys()
+    assert without["text"] == "Its last run failed: no reason is given."
+
+
+def test_first_run_that_has_not_ended(
+    store: Backend, held: HandlerRegistry, gate: threading.Event
+) -> None:
+    with running(store, held) as client:
+        rule = {"interval_seconds": HOUR, "start_at": later(1)}
+        task_id = client.post("/tasks", json={"name": "probe"} | rule).json()["task_id"]
+        until_running(store)
+        begun = explained(client, task_id)["recurs"]
+        gate.set()
+        failing = recurring(
+            store,
+            ago(0.1),
+            0,
+            columns={"retry_at": ago(-1), "attempt": 1, "max_attempts": 2, "last_status": None},
+        )
+        insert_run(store, failing, scheduled_for=ago(0.1), outcome="failed")
+        repeated = explained(client, failing)["recurs"]
+    for reason in (begun, repeated):
+        assert reason["text"].startswith("Its first run has not ended yet; its next time is ")
+        assert reason["runs"] == 0
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_repetition_that_a_downtime_made_to_be_given_up(store: Backend, recorded: bool) -> None:
+    registry = HandlerRegistry()
+
+    @registry.task("probe", max_attempts=3, retry_delay=[0.5])
+    def probe() -> None:
+        raise ValueError("no money")
+
+    with running(store, registry) as client:
+        rule = {"interval_seconds": HOUR, "start_at": later(1)}
+        task_id = client.post("/tasks", json={"name": "probe"} | rule).json()["task_id"]
+        wait_until(lambda: shown(client, task_id)["retry_at"])
+    store.sql("UPDATE scheduled_tasks SET retry_at = :past WHERE attempt > 0", past=ago(0.001))
+    with running(store, registry, recover_past_tasks="skip") as client:
+        if not recorded:  # by a release that did not
+            store.sql("UPDATE scheduled_tasks SET run_count = 0, last_status = NULL, result = NULL")
+        reasons = explained(client, task_id)
+    assert list(reasons) == ["not_due", "failed", "recurs"]
+    failed = reasons["failed"]
+    assert (failed["error"], failed["attempts"], failed["max_attempts"]) == (
+        "ValueError: no money",
+        1,
+        3,
+    )
+    given_up = ", and the next one was missed in a downtime" if recorded else ""
+    assert f" failed after 1 attempt{given_up}: ValueError: no money" in failed["text"]
+    assert reasons["recurs"]["text"].startswith("It has run 1 time, the last one failed; its next ")
+
+
 def test_times_that_came_while_a_run_was_under_way(store: Backend, works: HandlerRegistry) -> None:
     with long_running(store, works) as client:
         skips, queues = (
@@ -1006,6 +1219,24 @@ def test_times_that_passed_in_a_downtime(store: Backend, works: HandlerRegistry)
     assert "catch_up is none" in reasons["times_missed"]["text"]
 
 
+@pytest.mark.parametrize("policy", ["skip", "fail", "run"])
+def test_times_that_the_policy_left_out_after_a_downtime(
+    store: Backend, works: HandlerRegistry, policy: str
+) -> None:
+    insert_instance(store, ago(9), ago(4.2))
+    # Under run, they were left out by a start with another policy.
+    task_id = recurring(store, ago(-0.5 if policy == "run" else 0.5), catch_up="all")
+    insert_run(store, task_id, scheduled_for=ago(4.5))
+    with running(store, works, recover_past_tasks=policy) as client:
+        missed = explained(client, task_id)["times_missed"]
+    assert missed["count"] == 4
+    if policy == "run":
+        assert "RECOVER_PAST_TASKS or catch_up was another" in missed["text"]
+    else:
+        assert f"were not run (RECOVER_PAST_TASKS is {policy})" in missed["text"]
+    assert "catch_up is all" not in missed["text"]
+
+
 def test_recurring_task_that_failed_for_being_missed(
     store: Backend, works: HandlerRegistry
 ) -> None:
@@ -1014,6 +1245,7 @@ def test_recurring_task_that_failed_for_being_missed(
         reasons = explained(client, task_id)
     assert list(reasons) == ["not_due", "missed", "recurs"]
     assert f"POST /tasks/{task_id}/run makes an extra run" in reasons["missed"]["remedy"]
+    assert reasons["recurs"]["text"].startswith("It has run 3 times; its next time is ")
 
 
 def test_times_that_were_left_out_for_no_known_reason(
@@ -1088,6 +1320,7 @@ def here(**members: Any) -> Here:
         "limits": {},
         "lease": 15.0,
         "rate": 1_000.0,
+        "policy": RecoverPastTasks.Run,
         "room": lambda _: Room(16, 0, 15, 0),
     }
     return Here(**(usual | members))
@@ -1100,6 +1333,7 @@ RULES: list[Any] = [
     None,
     HOURLY,
     HOURLY | {"overlap": "queue"},
+    HOURLY | {"jitter_seconds": 600.0},
     {"cron": "*/7 * * * *", "timezone": "Europe/Berlin"},
     {"cron": "nonsense"},
     [],

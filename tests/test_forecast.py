@@ -6,7 +6,8 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
@@ -23,6 +24,7 @@ from job_scheduler.core.due_counts import Bounds, Due, read_due
 from job_scheduler.core.forecast import Expansion, Grid, Recurring, summed
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.recurrence import Recurrence
+from job_scheduler.questions import Questions
 from tests.support.app import (
     Backend,
     assert_problem,
@@ -510,34 +512,175 @@ def test_answer_says_up_to_when_it_is_complete(store: Backend) -> None:
     assert forecast_api._answer(less, whole).complete_until == due.grid.begin
 
 
+@contextmanager
+def held_up(client: TestClient) -> Iterator[tuple[threading.Event, list[str]]]:
+    """Let forecasts wait for a gate at the database, and note when one gets there and goes on."""
+    gate = threading.Event()
+    noted: list[str] = []
+
+    def is_ours(*arguments: Any) -> bool:
+        return "scheduled_tasks" in arguments[2] and "row_number" in arguments[2]
+
+    def begin(*arguments: Any) -> None:
+        if is_ours(*arguments):
+            noted.append("begin")
+            gate.wait(20)
+
+    def end(*arguments: Any) -> None:
+        if is_ours(*arguments):
+            noted.append("end")
+
+    engine = services_of(client).database.engine
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    try:
+        yield gate, noted
+    finally:
+        gate.set()
+        event.remove(engine, "before_cursor_execute", begin)
+        event.remove(engine, "after_cursor_execute", end)
+
+
+def begun(noted: list[str], number: int = 1) -> None:
+    """Wait until so many forecasts have got to the database."""
+    wait_until(lambda: noted.count("begin") == number)
+
+
+def asking(client: TestClient, pool: ThreadPoolExecutor, hours: int) -> Future[Any]:
+    """Ask for a forecast in a thread."""
+    return pool.submit(client.get, "/forecast", params={"hours": hours})
+
+
 def test_one_forecast_is_made_at_a_time_and_some_wait(store: Backend) -> None:
-    with running(store) as client, ThreadPoolExecutor(12) as pool:
-        services = services_of(client)
-        database = services.database
-        at_work = 0
-        most = 0
-        gate = threading.Event()
-
-        def begin(*arguments: Any) -> None:
-            nonlocal at_work, most
-            if "scheduled_tasks" in arguments[2] and "row_number" in arguments[2]:
-                at_work += 1
-                most = max(most, at_work)
-                gate.wait(20)
-
-        def end(*arguments: Any) -> None:
-            nonlocal at_work
-            if "scheduled_tasks" in arguments[2] and "row_number" in arguments[2]:
-                at_work -= 1
-
-        event.listen(database.engine, "before_cursor_execute", begin)
-        event.listen(database.engine, "after_cursor_execute", end)
-        answers = [pool.submit(client.get, "/forecast") for _ in range(12)]
+    with (
+        running(store) as client,
+        ThreadPoolExecutor(12) as pool,
+        held_up(client) as (gate, noted),
+    ):
+        answers = [asking(client, pool, hours) for hours in range(1, 13)]
         refused = wait_until(lambda: next((one for one in answers if one.done()), None))
         assert refused is not None
         assert_problem(refused.result(), 503, "OVERLOADED_503")
+        assert int(refused.result().headers["Retry-After"]) > 0
         gate.set()
         statuses = sorted(answer.result(30).status_code for answer in answers)
         assert statuses == [200] * 11 + [503]
         assert client.get("/forecast").status_code == 200
-    assert most == 1
+    assert noted == ["begin", "end"] * 12
+
+
+def test_those_who_wait_for_the_same_forecast_share_one(store: Backend) -> None:
+    with (
+        running(store) as client,
+        ThreadPoolExecutor(20) as pool,
+        held_up(client) as (gate, noted),
+    ):
+        first = asking(client, pool, 24)
+        begun(noted)
+        post(client)
+        others = [asking(client, pool, 24) for _ in range(15)]
+        different = asking(client, pool, 12)
+        questions = services_of(client).forecasts
+        waiting = questions._waiting
+        wait_until(lambda: sum(asked.askers for asked, _ in waiting.values()) == 16)
+        gate.set()
+        assert first.result(30).status_code == 200
+        after, half = (each.result(30).json() for each in (others[0], different))
+        assert all(each.result(30).json() == after for each in others)
+        assert client.get("/forecast").json() != after
+        assert (waiting, questions._number) == ({}, 0)
+    # What was posted since the first one began is in those that were asked for after it.
+    assert (after["total"], half["total"]) == (1, 1)
+    assert noted == ["begin", "end"] * 4
+
+
+def test_nobody_waits_long_for_a_forecast_to_be_begun(store: Backend) -> None:
+    with (
+        running(store) as client,
+        ThreadPoolExecutor(2) as pool,
+        held_up(client) as (gate, noted),
+    ):
+        services_of(client).forecasts.patience = 0.1
+        first = asking(client, pool, 24)
+        begun(noted)
+        refused = client.get("/forecast", params={"hours": 12})
+        assert_problem(refused, 503, "OVERLOADED_503")
+        assert int(refused.headers["Retry-After"]) > 0
+        gate.set()
+        assert first.result(30).status_code == 200
+    assert noted == ["begin", "end"]
+
+
+def test_forecast_is_not_begun_for_callers_that_have_gone(store: Backend) -> None:
+    with (
+        running(store) as client,
+        ThreadPoolExecutor(2) as pool,
+        held_up(client) as (gate, noted),
+    ):
+        first = asking(client, pool, 24)
+        begun(noted)
+        assert client.portal is not None
+        client.portal.call(gone, client, "hours=12")
+        assert services_of(client).forecasts._waiting == {}
+        gate.set()
+        assert first.result(30).status_code == 200
+        assert client.get("/forecast", params={"hours": 1}).status_code == 200
+    assert noted == ["begin", "end"] * 2
+
+
+def test_forecast_that_is_under_way_is_dropped_when_all_callers_have_gone(store: Backend) -> None:
+    with running(store) as client, held_up(client) as (gate, noted):
+        assert client.portal is not None
+        client.portal.call(gone, client, "")
+        assert noted == ["begin"]
+        gate.set()
+        assert client.get("/forecast").status_code == 200
+        assert services_of(client).forecasts._number == 0
+
+
+def test_failure_is_told_to_all_who_wait() -> None:
+    async def scenario() -> None:
+        questions, gate = Questions(1, 20), asyncio.Event()
+
+        async def waits() -> str:
+            await gate.wait()
+            return "well"
+
+        async def fails() -> str:
+            raise ValueError("no")
+
+        async def is_gone() -> bool:
+            return False
+
+        first = asyncio.ensure_future(questions.ask("first", waits, is_gone))
+        await asyncio.sleep(0)
+        others = [asyncio.ensure_future(questions.ask("other", fails, is_gone)) for _ in range(3)]
+        await asyncio.sleep(0)
+        gate.set()
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        assert [str(each) for each in found] == ["well", "no", "no", "no"]
+        assert await questions.ask("other", waits, is_gone) == "well"
+
+    asyncio.run(scenario())
+
+
+async def gone(client: TestClient, query: str) -> None:
+    """Ask for a forecast, and leave at once; return when the service is done with it."""
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/forecast",
+        "raw_path": b"/forecast",
+        "query_string": query.encode(),
+        "headers": [],
+        "state": dict(client.app_state),
+    }
+    told: list[Any] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        return told.pop() if told else {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    await client.app(scope, receive, send)

@@ -48,6 +48,8 @@ with Client(base_url=sys.argv[1]) as client:
     assert pause_task.sync(task.task_id, client=client).status == TaskStatus.PAUSED
     assert resume_task.sync(task.task_id, client=client).status == TaskStatus.SCHEDULED
     assert explain_task.sync(task.task_id, client=client).status == TaskStatus.SCHEDULED
+    back = change_task.sync(task.task_id, client=client, body=ChangeTaskTaskChange(priority=None))
+    assert back.priority == 0
     assert cancel_task.sync(task.task_id, client=client).status == TaskStatus.CANCELLED
     assert list_runs.sync(task.task_id, client=client) == []
     refused = pause_task.sync_detailed(task.task_id, client=client)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -24,25 +24,46 @@ from job_scheduler.client import (
     AsyncClient,
     Client,
     Conflict,
+    Event,
+    EventFilter,
+    Explanation,
     FieldError,
+    Forecast,
+    ForecastInterval,
+    ForecastName,
     Handler,
+    ImportReport,
     Invalid,
     Moment,
     NewTask,
     NotEnded,
     NotFound,
+    Outcome,
     Preview,
+    Reason,
+    Refusal,
     Run,
     ServiceUnavailable,
     Task,
     TaskFilter,
+    TaskMatch,
     Unreachable,
 )
 from job_scheduler.client.shapes import Shape
-from job_scheduler.core import schemas_handlers, schemas_runs, schemas_task, schemas_times
+from job_scheduler.core import (
+    schemas_events,
+    schemas_explain,
+    schemas_forecast,
+    schemas_handlers,
+    schemas_runs,
+    schemas_task,
+    schemas_times,
+    schemas_transfer,
+)
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.core.schemas_list import ListQuery
+from job_scheduler.core.schemas_list import FilterQuery, ListQuery
 from tests.support.app import ROOT, ServiceProcess
+from tests.support.clients import Make, Respond, Wire, answering, lost, problem, refused
 from tests.support.services import find_free_port, wait_until
 
 NOON = datetime(2099, 7, 1, 12, tzinfo=UTC)
@@ -54,108 +75,11 @@ SHOWN = {
     "status": "scheduled",
 }
 
-Respond = Callable[[httpx.Request], httpx.Response]
-Make = Callable[..., Any]
-
-
-class Awaited:
-    """An AsyncClient, each of whose answers is awaited at once: the same tests serve both."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        if "pause" in options:
-            options["pause"] = as_coroutine(options["pause"])
-        self._runner = asyncio.Runner()
-        self._client = AsyncClient(*arguments, **options)
-        self._runner.run(self._client.__aenter__())
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        return lambda *arguments, **members: self._awaited(method(*arguments, **members))
-
-    def _awaited(self, answer: Any) -> Any:
-        if isinstance(answer, AsyncIterator):
-            return self._runner.run(collected(answer))
-        return self._runner.run(answer)
-
-    def end(self) -> None:
-        """Close it, and its loop."""
-        self._runner.run(self._client.__aexit__(None, None, None))
-        self._runner.close()
-
-
-def as_coroutine(function: Callable[[float], Any]) -> Callable[[float], Any]:
-    """A function, to be awaited."""
-
-    async def call(seconds: float) -> None:
-        function(seconds)
-
-    return call
-
-
-async def collected(iterator: AsyncIterator[Task]) -> list[Task]:
-    """All that an iterator yields."""
-    return [each async for each in iterator]
-
-
-class Wire(httpx.BaseTransport, httpx.AsyncBaseTransport):
-    """Notes each request that goes to the real service, and may lose the first answers."""
-
-    def __init__(self, *, losses: int = 0) -> None:
-        self.losses = losses
-        self.requests: list[httpx.Request] = []
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Hand it on."""
-        self.requests.append(request)
-        with httpx.HTTPTransport() as real:
-            response = real.handle_request(request)
-            response.read()
-        if len(self.requests) <= self.losses:
-            raise httpx.ReadTimeout("timed out", request=request)
-        return httpx.Response(
-            response.status_code, headers=response.headers, content=response.read()
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Hand it on."""
-        return await asyncio.to_thread(self.handle_request, request)
-
-
-@pytest.fixture(params=["client", "async client"])
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Each kind of client; they are closed at the end."""
-    made: list[Any] = []
-
-    def build(*arguments: Any, **options: Any) -> Any:
-        kind: Any = Client if request.param == "client" else Awaited
-        made.append(kind(*arguments, **options))
-        return made[-1]
-
-    yield build
-    for each in made:
-        each.close() if isinstance(each, Client) else each.end()
-
 
 @pytest.fixture
 def client(make: Make, remote: ServiceProcess) -> Any:
     """A client of the real service, of each kind."""
     return make(remote.url)
-
-
-def answering(make: Make, respond: Respond, **options: Any) -> tuple[Any, list[float]]:
-    """A client whose every question is answered by a function; and for how long it pauses."""
-    pauses: list[float] = []
-    transport = httpx.MockTransport(respond)
-    return make(transport=transport, pause=pauses.append, **options), pauses
-
-
-def problem(status: int, error_code: str, **headers: str) -> httpx.Response:
-    """An error as the service tells it."""
-    return httpx.Response(
-        status,
-        json={"status": status, "error_code": error_code, "detail": "in words"},
-        headers={"Content-Type": "application/problem+json"} | headers,
-    )
 
 
 # ----------------------------------------------------------------------- making tasks
@@ -327,17 +251,18 @@ ASKED: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "cancel": (lambda one: one.cancel(MISSING), False),
     "retry": (lambda one: one.retry(MISSING), False),
     "delete": (lambda one: one.delete(MISSING), False),
+    "create_each": (lambda one: one.create_each([{"name": "greet"}]), True),
+    "change_many": (lambda one: one.change_many({"priority": 1}, tag="a"), False),
+    "change_many, dry run": (
+        lambda one: one.change_many({"priority": 1}, tag="a", dry_run=True),
+        True,
+    ),
+    "delete_many": (lambda one: one.delete_many(tag="a"), False),
+    "delete_many, dry run": (lambda one: one.delete_many(tag="a", dry_run=True), True),
+    "import_tasks": (lambda one: one.import_tasks([{"name": "greet"}]), True),
+    "export": (lambda one: list(one.export()), True),
+    "events": (lambda one: list(one.events()), True),
 }
-
-
-def lost(request: httpx.Request) -> httpx.Response:
-    """Give no answer, though it may have been done."""
-    raise httpx.ReadTimeout("timed out", request=request)
-
-
-def refused(request: httpx.Request) -> httpx.Response:
-    """Take no connection."""
-    raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
 
 
 TROUBLE: dict[str, tuple[Respond, bool]] = {
@@ -494,12 +419,13 @@ def test_wait_that_the_service_has_kept_is_followed_by_the_next_at_once(
     client: Any, make: Make, remote: ServiceProcess
 ) -> None:
     task = client.create("greet", run_at=NOON)
-    pauses: list[float] = []
-    patient = make(remote.url, pause=pauses.append)
+    wire = Wire()
+    asked: list[int] = []
+    patient = make(remote.url, transport=wire, pause=lambda _: asked.append(len(wire.requests)))
     with pytest.raises(NotEnded):
-        patient.wait(task.task_id, timeout=1.05)
-    assert pauses
-    assert all(each < 0.1 for each in pauses)
+        patient.wait(task.task_id, timeout=1.6)
+    assert wire.requests[0].headers["Prefer"] == "wait=1"
+    assert asked[0] == 2, "the second question follows the first without a pause"
 
 
 # -------------------------------------------------------------------------- finding them
@@ -780,12 +706,23 @@ def test_only_other_machines_are_reached_through_a_proxy(
 def test_client_knows_all_that_the_service_takes_and_tells() -> None:
     assert get_type_hints(NewTask).keys() == TaskCreate.model_fields.keys()
     assert get_type_hints(TaskFilter).keys() == ListQuery.model_fields.keys() - {"limit", "cursor"}
+    assert get_type_hints(TaskMatch).keys() == FilterQuery.model_fields.keys()
+    assert get_type_hints(EventFilter).keys() == schemas_events.EventQuery.model_fields.keys()
     told: list[tuple[type[Shape], Any, set[str]]] = [
         (Task, schemas_task.Task, {"etag"}),
         (Run, schemas_runs.Run, set()),
         (Moment, schemas_times.Moment, set()),
         (Preview, schemas_times.Preview, set()),
         (Handler, schemas_handlers.HandlerShown, set()),
+        (Event, schemas_events.TaskChanged, {"id"}),
+        (Outcome, schemas_task.TaskOutcome, set()),
+        (ImportReport, schemas_transfer.ImportResult, set()),
+        (Refusal, schemas_transfer.ImportProblem, set()),
+        (Reason, schemas_explain.TaskReason, set()),
+        (Explanation, schemas_explain.TaskExplanation, set()),
+        (ForecastName, schemas_forecast.NameForecast, set()),
+        (ForecastInterval, schemas_forecast.IntervalForecast, set()),
+        (Forecast, schemas_forecast.Forecast, set()),
     ]
     for shape, model, own in told:
         assert get_type_hints(shape).keys() == model.model_fields.keys() | own | {"raw"}
@@ -796,11 +733,44 @@ def test_reasons_and_what_is_to_come_are_told(client: Client) -> None:
     task = client.create("greet", run_at=NOON, unique_key=key)
     again = client.create("greet", run_at=NOON, unique_key=key, on_conflict="return")
     assert (again.task_id, again.unique_key) == (task.task_id, key)
-    assert client.explain(task.task_id)["reasons"][0]["code"] == "not_due"
-    assert client.forecast(hours=1)["interval_seconds"] > 0
+    found = client.explain(task.task_id)
+    assert (found.task_id, found.status) == (task.task_id, "scheduled")
+    [reason] = found.reasons
+    assert (reason.code, reason.text, reason.until) == ("not_due", found.summary, NOON)
+    assert reason.seconds is not None
+    assert (reason.times, reason.raw) == (None, found.raw["reasons"][0])
+    soon = datetime.now(UTC) + timedelta(minutes=30)  # noqa: TID251 (tests have a clock too)
+    client.create(key, run_at=soon)
+    ahead = client.forecast(hours=1)
+    assert ahead.until - ahead.begin == timedelta(hours=1)
+    [one] = [each for each in ahead.intervals if each.at <= soon < each.at + timedelta(minutes=1)]
+    assert key in [each.name for each in one.names]
+    assert (one.raw in ahead.raw["intervals"], one in ahead.peaks) == (True, True)
+    assert not ahead.truncated
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=[]))
     with Client(transport=transport) as other, pytest.raises(ApiError):
         other.explain(task.task_id)
+
+
+def test_times_of_a_reason_are_told() -> None:
+    answer: dict[str, Any] = {
+        "task_id": MISSING,
+        "status": "scheduled",
+        "summary": "Its time …",
+        "reasons": [
+            {
+                "code": "times_missed",
+                "text": "Its time …",
+                "remedy": "…",
+                "count": 1,
+                "times": ["2099-07-01T12:00:00Z"],
+            }
+        ],
+    }
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    with Client(transport=transport) as client:
+        [reason] = client.explain(MISSING).reasons
+    assert reason.times == [NOON]
 
 
 def test_both_clients_can_do_the_same() -> None:
@@ -818,12 +788,15 @@ def test_types_are_known_to_whoever_uses_them() -> None:
     async def scenario() -> None:
         async with AsyncClient(transport=transport) as client:
             assert_type(await client.get(MISSING), Task)
+            assert_type(client.export(), AsyncGenerator[Task, None])
+            assert_type(client.events(), AsyncGenerator[Event, None])
 
     asyncio.run(scenario())
     with Client(transport=transport) as client:
         task = client.create("greet", run_at=NOON, tags=["a"])
         assert_type(task, Task)
         assert_type(task.started_at, datetime | None)
+        assert_type(client.export(), Generator[Task, None, None])
         # The checks would complain if these were taken.
         client.create("greet", prioritty=1)  # type: ignore[call-arg]
         client.create("greet", priority="high")  # type: ignore[arg-type]

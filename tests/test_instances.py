@@ -22,6 +22,7 @@ from job_scheduler.core.claims import ClaimRequest
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.heartbeat import Heartbeat
 from job_scheduler.core.instances import Member
+from job_scheduler.core.shares import Share
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database, build_engine
 from job_scheduler.identifiers import new_token
@@ -72,6 +73,27 @@ def test_heart_beats_several_times_a_lease_until_it_is_stopped(store: Backend) -
     stopped = row_of(store, me)
     assert stopped["state"] == "dead"
     assert stopped["heartbeat_at"] >= beaten["heartbeat_at"]
+
+
+def test_each_beat_tells_the_share_of_the_work(store: Backend) -> None:
+    first, second = sorted(
+        (build_heartbeat(store) for _ in range(2)), key=lambda one: one.instance_id
+    )
+    assert first.share == second.share == Share(0, 1), "nothing is known before the first beat"
+    first.beat()
+    second.beat()
+    assert (first.share, second.share) == (Share(0, 2), Share(1, 2))
+    store.sql(
+        "UPDATE instances SET state = 'starting' WHERE instance_id = :id", id=first.instance_id
+    )
+    first.beat()
+    second.beat()
+    assert (first.share, second.share) == (Share(0, 2), Share(0, 1)), "it does not run tasks yet"
+    store.sql("UPDATE instances SET state = 'dead'")
+    second.beat()
+    assert second.share == Share(0, 1), "under its new id"
+    for heartbeat in (first, second):
+        heartbeat._database.close()
 
 
 def test_heart_beats_while_the_loop_is_held_up(store: Backend, registry: HandlerRegistry) -> None:

@@ -1,12 +1,14 @@
 """Start and stop: what the lifespan builds, starts, recovers, drains and closes."""
 
 import asyncio
+import gc
 import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -427,3 +429,13 @@ def test_failed_start_leaves_no_thread_and_no_living_instance(
         pass
     wait_until(lambda: own_threads() <= before)
     assert {row["state"] for row in store.sql("SELECT state FROM instances")} == {"dead"}
+
+
+def test_loop_is_favoured_while_the_service_runs(store: Backend) -> None:
+    def settings() -> tuple[Any, ...]:
+        return *gc.get_threshold(), sys.getswitchinterval(), gc.get_freeze_count() > 0
+
+    before = settings()
+    with running(store):
+        assert settings() == (10_000, *before[1:3], 0.001, True)
+    assert settings() == before

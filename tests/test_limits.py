@@ -17,6 +17,7 @@ from job_scheduler.core.lanes import Lane
 from job_scheduler.core.limited import claim_within_limits
 from job_scheduler.core.limits import Bounds, HandlerLimit, Limited, Usage, admit, room_of
 from job_scheduler.core.rates import Rate
+from job_scheduler.core.shares import Share
 from job_scheduler.core.store import DueTask
 from job_scheduler.core.unblocking import Unblocking
 from job_scheduler.identifiers import new_token
@@ -223,6 +224,35 @@ def test_lane_keeps_places_that_no_single_name_takes(capacity: int, share: int) 
     taken = list(drained(lane))
     assert [task.name for task in taken] == ["greedy"]
     assert taken[0].due == NOON + seconds(share)
+
+
+def lane_of_share(share: Share) -> Lane:
+    """A lane of an instance that has this share."""
+    return Lane(200, lambda: share)
+
+
+def test_instances_begin_with_shares_of_their_own_and_meet_at_the_end() -> None:
+    ids = [f"{number:03}" for number in range(100)]
+    started = []
+    for share in (Share(), Share(0, 2), Share(1, 2)):
+        lane = lane_of_share(share)
+        for task_id in reversed(ids):
+            lane.put(DueTask(NOON, task_id, "probe"))
+        started.append([task.task_id for task in drained(lane)])
+    own = [task_id for task_id in ids if Share(0, 2).turn(task_id)[0] == 0]
+    others = [task_id for task_id in ids if task_id not in own]
+    assert 30 < len(own) < 70
+    # What is left of the others' share is taken from its end: there they meet.
+    assert started == [ids, own + others[::-1], others + own[::-1]]
+
+
+def test_share_changes_neither_the_order_of_times_nor_that_of_priorities() -> None:
+    lane = lane_of_share(Share(2, 3))
+    tasks = [due("probe", place % 10, priority=place % 3) for place in range(30)]
+    for task in tasks:
+        lane.put(task)
+    started = [(-task.priority, task.due) for task in drained(lane)]
+    assert started == sorted((-task.priority, task.due) for task in tasks)
 
 
 def test_lane_forgets_names_that_have_gone() -> None:

@@ -108,6 +108,9 @@ def test_it_is_too_late_when_a_task_has_begun(
         task_id = store.insert_task(status=status, instance_id=instance_id)
         problem = assert_problem(client.post(f"/tasks/{task_id}/{action}"), 409, code)
         assert f"is {status}" in problem["detail"]
+        can_be_retried = action == "run" and status in ("failed", "unknown")
+        assert (f"POST /tasks/{task_id}/retry" in problem["detail"]) == can_be_retried
+        assert "{" not in problem["detail"]
         assert_problem(client.patch(f"/tasks/{task_id}", json={}), 409, "TASK_CHANGE_409")
         assert_problem(client.post(f"/tasks/{MISSING}/{action}"), 404, "TASK_404")
 
@@ -211,7 +214,7 @@ def test_task_becomes_recurring_and_again_one_that_runs_once(store: Backend) -> 
         weekly = {"cron": "0 9 * * MON", "start_at": FUTURE, "jitter_seconds": 60}
         task = changed(client, task_id, {"run_at": None} | weekly)
         assert (task["run_at"], task["run_count"]) == ("2031-07-07T09:00:00Z", 0)
-        assert task["retry_at"] >= task["run_at"]
+        assert parse_time(task["retry_at"]) >= parse_time(task["run_at"])
         priority = changed(client, task_id, {"priority": 3})
         assert priority["retry_at"] == task["retry_at"]
         daily = changed(client, task_id, {"cron": "@daily"})
@@ -266,6 +269,61 @@ def test_version_is_the_same_however_it_was_read(store: Backend) -> None:
         assert client.get(f"/tasks/{odd}").status_code == 200
 
 
+def test_local_times_of_a_change_are_of_the_zone_that_the_task_has(store: Backend) -> None:
+    with running(store) as client:
+        weekly = {"cron": "0 9 * * MON", "timezone": "America/New_York"}
+        once = {"run_at": "2031-07-01T10:00:00", "start_before": "2031-07-01T11:00:00"}
+
+        def moved(**change: Any) -> tuple[str, str]:
+            task_id = post(client, run_at=None, **weekly)["task_id"]
+            after = changed(client, task_id, once | change)
+            assert after["recurrence"] is None
+            return after["run_at"], after["start_before"]
+
+        assert moved() == ("2031-07-01T14:00:00Z", "2031-07-01T15:00:00Z")
+        assert moved(timezone="Asia/Tokyo") == ("2031-07-01T01:00:00Z", "2031-07-01T02:00:00Z")
+        by_hand = store.insert_task(recurrence='{"interval_seconds": 60}')
+        assert changed(client, by_hand, once)["run_at"] == "2031-07-01T10:00:00Z"
+        assert moved(timezone=None) == ("2031-07-01T10:00:00Z", "2031-07-01T11:00:00Z")
+
+
+def test_zone_alone_does_not_change_what_runs_once(store: Backend) -> None:
+    with running(store) as client:
+        task = post(client, run_at=FUTURE, name="once")
+        path = f"/tasks/{task['task_id']}"
+        zone = {"timezone": "Europe/Berlin"}
+        for body in (zone, zone | {"priority": 1}, zone | {"start_before": None}):
+            problem = assert_problem(client.patch(path, json=body), 422, "VALIDATION_422")
+            [error] = problem["errors"]
+            assert error["field"] == "timezone"
+            assert "run_at" in error["detail"]
+            many = client.patch("/tasks?name=once", json=body)
+            errors = assert_problem(many, 422, "VALIDATION_422")["errors"]
+            assert [each["field"] for each in errors] == [f"tasks.{task['task_id']}.timezone"]
+        assert shown(client, task["task_id"]) == task
+        changed(client, task["task_id"], {"timezone": None})
+        limited = changed(client, task["task_id"], zone | {"start_before": "2031-07-01T15:00:00"})
+        assert limited["start_before"] == "2031-07-01T13:00:00Z"
+        moved = changed(client, task["task_id"], zone | {"run_at": "2031-07-01T13:00:00"})
+        assert moved["run_at"] == "2031-07-01T11:00:00Z"
+        daily = changed(client, task["task_id"], zone | {"cron": "@daily", "start_before": None})
+        assert daily["recurrence"]["timezone"] == "Europe/Berlin"
+        tokyo = changed(client, task["task_id"], {"timezone": "Asia/Tokyo"})
+        assert tokyo["run_at"].endswith("T15:00:00Z")
+
+
+def test_null_takes_away_what_has_a_default_too(store: Backend) -> None:
+    with running(store) as client:
+        hook = {"url": "https://example.com/", "method": "PUT", "follow_redirects": True}
+        task = post(client, run_at=FUTURE, priority=2, on_done=hook)
+        plain = {"url": "https://example.com/", "method": None, "follow_redirects": None}
+        after = changed(client, task["task_id"], {"priority": None, "on_done": plain})
+        assert (after["priority"], after["on_done"]) == (0, {"url": "https://example.com/"})
+        changed(client, task["task_id"], {"priority": 1})
+        assert client.patch("/tasks?name=probe", json={"priority": None}).json()["tasks"] == 1
+        assert shown(client, task["task_id"])["priority"] == 0
+
+
 @pytest.mark.parametrize("how", ["run", "change"])
 def test_task_that_the_timer_holds_for_later_is_run_at_once(store: Backend, how: str) -> None:
     with running(store) as client:
@@ -301,13 +359,13 @@ def test_change_that_cannot_be_is_refused_and_changes_nothing(store: Backend) ->
             response = client.patch(f"/tasks/{task['task_id']}", json=change)
             errors = assert_problem(response, 422, code)["errors"]
             assert [error["field"] for error in errors] == [field]
-        for body in (b"[]", b"3", b'"x"'):
-            response = client.patch(
-                f"/tasks/{task['task_id']}",
-                content=body,
-                headers={"Content-Type": "application/json"},
-            )
-            assert_problem(response, 422, "VALIDATION_422")
+        for body in (b"[]", b"3", b'"x"', b"null"):
+            for path in (f"/tasks/{task['task_id']}", "/tasks?name=probe"):
+                response = client.patch(
+                    path, content=body, headers={"Content-Type": "application/json"}
+                )
+                [error] = assert_problem(response, 422, "VALIDATION_422")["errors"]
+                assert (error["field"], error["detail"]) == ("", "Must be a JSON object.")
         assert shown(client, task["task_id"]) == task
         missing = client.patch(f"/tasks/{MISSING}", json={})
         assert_problem(missing, 404, "TASK_404")
@@ -328,12 +386,41 @@ def test_change_is_guarded_by_the_version_that_was_read(store: Backend) -> None:
         assert shown(client, task_id)["priority"] == 1
         now = first.headers["ETag"]
         assert client.get(path).headers["ETag"] == now
-        for given in (f'"x", {now}', "*"):
-            assert client.patch(path, json={}, headers={"If-Match": given}).status_code == 200
+        for given in ('"x", {}', ',"a,b" ,, {},W/"x"', "*", " * "):
+            headers = {"If-Match": given.format(now)}
+            assert client.patch(path, json={}, headers=headers).status_code == 200
             now = client.get(path).headers["ETag"]
-        for given in (f"W/{now}", '"x"', ""):
-            answer = client.patch(path, json={}, headers={"If-Match": given})
-            assert_problem(answer, 412, "TASK_412")
+        lines = [("If-Match", '"x"'), ("If-Match", now)]
+        assert client.patch(path, json={}, headers=lines).status_code == 200
+        for other in (b'"x"', b'""', '"x", "ä"'.encode("latin-1"), f'"x{now[1:]}'.encode()):
+            answer = client.patch(path, json={}, headers={b"If-Match": other})
+            assert "has changed" in assert_problem(answer, 412, "TASK_412")["detail"]
+
+
+def test_weak_version_never_matches_and_it_is_said_why(store: Backend) -> None:
+    with running(store) as client:
+        path = f"/tasks/{post(client, run_at=FUTURE)['task_id']}"
+        now = client.get(path).headers["ETag"]
+        for given in (f"W/{now}", f'"x", W/{now}', 'W/""'):
+            answer = client.patch(path, json={"priority": 1}, headers={"If-Match": given})
+            detail = assert_problem(answer, 412, "TASK_412")["detail"]
+            assert "weak" in detail
+            assert "without the W/" in detail
+        assert client.get(path).headers["ETag"] == now
+
+
+@pytest.mark.parametrize(
+    "given", ["", ",", "x", '"x', 'x"', 'w/"x"', '"a" "b"', '*, "a"', '"a b"', 'W/ "x"', "**"]
+)
+def test_what_is_no_version_is_refused(store: Backend, given: str) -> None:
+    with running(store) as client:
+        task = post(client, run_at=FUTURE)
+        path = f"/tasks/{task['task_id']}"
+        answer = client.patch(path, json={"priority": 1}, headers={"If-Match": given})
+        [error] = assert_problem(answer, 422, "VALIDATION_422")["errors"]
+        assert (error["location"], error["field"]) == ("header", "If-Match")
+        assert "double quotes" in error["detail"]
+        assert shown(client, task["task_id"]) == task
 
 
 def test_of_many_changes_at_once_none_is_lost(store: Backend) -> None:

@@ -1,11 +1,16 @@
 """Many tasks at a time: removed or changed by the filters of the list."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from tests.conftest import POSTGRESQL
 from tests.support.app import (
     Backend,
     assert_problem,
@@ -17,6 +22,7 @@ from tests.support.app import (
     shown,
     task_body,
 )
+from tests.support.services import wait_until
 
 FUTURE = "2031-07-01T12:00:00Z"
 LATER = "2031-08-01T12:00:00Z"
@@ -113,27 +119,61 @@ def test_dry_run_counts_part_by_part(store: Backend) -> None:
     assert store.count() == 25
 
 
-@pytest.mark.parametrize("db_url", ["postgresql"], indirect=True)
+# ------------------------------------------------------------------ at the same moment
+
+
+@contextmanager
+def held(store: Backend, task_id: str, change: str) -> Iterator[None]:
+    """Change a task, and commit that only when somebody waits for it after the block."""
+    waiting = (
+        "SELECT 1 FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with store.database() as database, database.writing() as connection:
+        connection.execute(
+            text(f"UPDATE scheduled_tasks SET {change} WHERE task_id = :id"),  # noqa: S608
+            {"id": task_id},
+        )
+        yield
+        wait_until(lambda: store.sql(waiting), 10, "a request that waits")
+
+
+@pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
 @pytest.mark.parametrize(
-    "ask",
+    ("meanwhile", "counted"),
     [
-        lambda client: remove(client, "name=probe"),
-        lambda client: change(client, "name=probe", priority=1),
+        ("payload = NULL", 2),
+        ("name = 'other'", 1),
+        ("status = 'running', started_at = now(), claim_token = gen_random_uuid()", 1),
     ],
 )
-def test_task_that_is_just_starting_is_left(
-    store: Backend, ask: Callable[[Any], dict[str, Any]]
+@pytest.mark.parametrize("ask", [remove, partial(change, priority=1)])
+def test_task_that_is_just_being_changed_is_waited_for(
+    store: Backend, ask: Callable[[Any, str], dict[str, Any]], meanwhile: str, counted: int
 ) -> None:
-    with running(store) as client, store.database() as database:
-        starting, other = (store.insert_task() for _ in range(2))
-        with database.writing() as connection:
-            connection.execute(
-                text("SELECT 1 FROM scheduled_tasks WHERE task_id = :id FOR NO KEY UPDATE"),
-                {"id": starting},
-            )
-            assert ask(client)["tasks"] == 1
-        assert shown(client, starting)["priority"] == 0
-        assert other
+    with running(store) as client, ThreadPoolExecutor(1) as pool:
+        first, _ = sorted(store.insert_task() for _ in range(2))
+        with held(store, first, meanwhile):
+            answer = pool.submit(ask, client, "name=probe")
+        assert answer.result()["tasks"] == counted
+    assert store.count("priority = 0") == 2 - counted
+
+
+def test_changes_and_removals_at_one_moment_leave_no_task_out(store: Backend) -> None:
+    with running(store) as client, ThreadPoolExecutor(2) as pool:
+        for priority in (1, 2, 3):
+            posted(client, 800, tags=["both"])
+            begin = threading.Barrier(2)
+
+            def both(ask: Callable[[], dict[str, Any]], begin: threading.Barrier = begin) -> int:
+                begin.wait()
+                return int(ask()["tasks"])
+
+            changed = pool.submit(both, partial(change, client, "tag=both", priority=priority))
+            removed = pool.submit(both, partial(remove, client, "tag=both"))
+            assert changed.result() in (0, 800)
+            assert removed.result() == 800
+            assert store.count() == 0
 
 
 # --------------------------------------------------------------------------- changing
@@ -184,6 +224,39 @@ def test_many_are_changed_part_by_part(store: Backend) -> None:
     assert store.count("priority = 1") == 25
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"interval_seconds": 7200},
+        {"interval_seconds": 60},
+        {"cron": "0 0 * * *", "timezone": "Europe/Berlin"},
+        {"run_at": LATER},
+        {"run_at": "2031-07-01T00:00:00", "timezone": "Asia/Tokyo"},
+        {"start_at": "2031-07-01T00:00:00", "max_runs": 7, "overlap": "queue"},
+        {"jitter_seconds": 30, "tags": ["x"], "retry_delay": [1, 2.5], "timeout": 5},
+    ],
+)
+def test_each_task_is_changed_once_however_its_time_moves(
+    store: Backend, members: dict[str, Any]
+) -> None:
+    with running(store) as client:
+        ids = posted(client, 25, run_at=None, interval_seconds=1800)
+        counts, versions = [], []
+        cursor = ""
+        while True:
+            part = change(client, f"name=probe&limit=10{cursor}", **members)
+            counts.append(part["tasks"])
+            versions.append({task_id: shown(client, task_id)["updated_at"] for task_id in ids})
+            if part["cursor"] is None:
+                break
+            cursor = f"&cursor={part['cursor']}"
+        assert counts[:3] == [10, 10, 5]
+        assert set(counts[3:]) <= {0}
+        assert versions[2] == versions[-1]
+        again = change(client, "name=probe&dry_run=true", **members)
+        assert again == {"tasks": 0, "cursor": None, "dry_run": True}
+
+
 @pytest.mark.parametrize("dry_run", ["true", "false"])
 def test_change_that_one_task_cannot_take_is_refused_for_all(store: Backend, dry_run: str) -> None:
     with running(store) as client:
@@ -193,16 +266,42 @@ def test_change_that_one_task_cannot_take_is_refused_for_all(store: Backend, dry
         problem = assert_problem(client.patch(url, json={"run_at": LATER}), 422, "VALIDATION_422")
         assert [fault["field"] for fault in problem["errors"]] == [f"tasks.{bound}.start_before"]
         assert shown(client, plain)["run_at"] == FUTURE
-        problem = assert_problem(client.patch(url, json={"task_id": plain}), 422, "VALIDATION_422")
-        assert len(problem["errors"]) == 2
 
 
-def test_two_tasks_do_not_get_one_key(store: Backend) -> None:
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_recurrence_that_one_task_has_left_behind_is_refused_for_all(
+    store: Backend, dry_run: str
+) -> None:
+    with running(store) as client:
+        first, second = posted(client, 2, run_at=None, interval_seconds=3600)
+        store.sql("UPDATE scheduled_tasks SET run_count = 3 WHERE task_id = :id", id=first)
+        response = client.patch(f"/tasks?name=probe&dry_run={dry_run}", json={"max_runs": 3})
+        problem = assert_problem(response, 422, "VALIDATION_422")
+        assert [fault["field"] for fault in problem["errors"]] == [f"tasks.{first}.max_runs"]
+        assert "max_runs" not in shown(client, second)["recurrence"]
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_two_tasks_do_not_get_one_key(store: Backend, dry_run: str) -> None:
     with running(store) as client:
         posted(client, 2)
-        response = client.patch("/tasks?status=scheduled", json={"unique_key": "one"})
+        url = f"/tasks?status=scheduled&dry_run={dry_run}"
+        response = client.patch(url, json={"unique_key": "one"})
         assert_problem(response, 409, "TASK_UNIQUE_409")
-    assert store.count("unique_key IS NULL") == 2
+        client.patch("/tasks?status=scheduled&limit=1", json={"unique_key": "one"})
+        response = client.patch(f"{url}&q=probe", json={"unique_key": "one"})
+        assert_problem(response, 409, "TASK_UNIQUE_409")
+    assert store.count("unique_key IS NULL") == 1
+
+
+def test_dry_run_gives_no_key_away(store: Backend) -> None:
+    with running(store) as client:
+        [task_id] = posted(client, 1)
+        before = shown(client, task_id)
+        counted = change(client, "status=scheduled&dry_run=true", unique_key="one", priority=2)
+        assert counted == {"tasks": 1, "cursor": None, "dry_run": True}
+        assert shown(client, task_id) == before
+        assert post(client, unique_key="one")["unique_key"] == "one"
 
 
 def test_failure_in_the_middle_changes_nothing(store: Backend) -> None:
@@ -215,6 +314,57 @@ def test_failure_in_the_middle_changes_nothing(store: Backend) -> None:
 
 
 # ------------------------------------------------------------------------ bad requests
+
+
+@pytest.mark.parametrize(
+    ("members", "fields"),
+    [
+        ({"foo": 1}, ["foo"]),
+        ({"run_at": "rubbish"}, ["run_at"]),
+        ({"priority": 99, "name": ""}, ["name", "priority"]),
+        ({"name": None}, ["name"]),
+        ({"timezone": "Mars/X", "max_runs": 3}, ["timezone"]),
+        ({"cron": "61 * * * *"}, ["cron"]),
+        ({"cron": "0 * * * *", "run_at": FUTURE}, ["run_at"]),
+        ({"run_at": FUTURE, "max_runs": 3}, ["max_runs"]),
+        ({"max_runs": 3, "start_before": FUTURE}, ["max_runs"]),
+        ({"webhook": {"url": "https://example.com/"}, "payload": {}}, ["webhook"]),
+        ({"task_id": "01980d2a-6c1e-7c3a-9f57-3f0f4c1f2a61"}, ["task_id"]),
+        ({"on_conflict": "return"}, ["on_conflict"]),
+    ],
+)
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_change_that_no_task_could_take_is_refused_whatever_is_found(
+    store: Backend, members: dict[str, Any], fields: list[str], dry_run: str
+) -> None:
+    with running(store) as client:
+        posted(client, 2)
+        for name in ("nobody", "probe"):
+            response = client.patch(f"/tasks?name={name}&dry_run={dry_run}", json=members)
+            problem = assert_problem(response, 422, "VALIDATION_422")
+            assert [fault["field"] for fault in problem["errors"]] == fields
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"max_runs": 3, "end_at": "2020-01-01T00:00:00Z"},
+        {"start_before": "1990-01-01T00:00:00Z"},
+        {"run_at": None},
+        {"cron": None, "interval_seconds": None},
+        {"max_running": 3},
+        {"timezone": "Europe/Berlin", "start_at": "2031-07-01T00:00:00"},
+        {"webhook": {"url": "https://example.com/"}},
+        {"payload": {"a": 1}},
+        {"name": "unknown"},
+    ],
+)
+def test_change_that_some_task_could_take_may_find_none(
+    store: Backend, members: dict[str, Any]
+) -> None:
+    with running(store) as client:
+        assert change(client, "name=nobody", **members)["tasks"] == 0
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from job_scheduler.constants import TaskStatus
+from job_scheduler.core.events import Place
+from job_scheduler.core.schemas_events import TaskChanged
+from job_scheduler.core.schemas_health import Health
 from job_scheduler.core.schemas_problem import Problem
+from job_scheduler.core.schemas_task import Task
 from job_scheduler.main import create_app
-from tests.support.app import Backend, service_process
+from tests.support.app import Backend, running, service_process
 
 # An integer beyond 64 bits is refused, a float of the same value is not. JSON Schema, which knows
 # values and not how they are written, cannot say that: schemathesis leaves such integers out.
@@ -336,6 +341,82 @@ def test_every_error_has_an_example_of_its_own(document: dict[str, Any]) -> None
     assert codes["GET /readyz", "503"] == "UNAVAILABLE_503"
 
 
+def has_example(document: dict[str, Any], content: dict[str, Any]) -> bool:
+    """Tell whether an example stands beside a schema, or in it, or in that of its items."""
+    schema = content.get("schema", {})
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if "example" in content or content.get("examples") or schema.get("examples"):
+        return True
+    return "items" in schema and has_example(document, {"schema": schema["items"]})
+
+
+def test_every_body_and_every_success_has_a_schema_and_an_example(
+    document: dict[str, Any],
+) -> None:
+    missing = []
+    for name, operation in operations(document):
+        bodies = {"body": operation["requestBody"]} if "requestBody" in operation else {}
+        successes = {
+            status: answer
+            for status, answer in operation["responses"].items()
+            if int(status) < 400 or (name, status) == ("GET /health", "503")
+        }
+        assert successes, name
+        for what, described in (bodies | successes).items():
+            assert described["content"], (name, what)
+            missing += [
+                (name, what, media_type)
+                for media_type, content in described["content"].items()
+                if not content.get("schema") or not has_example(document, content)
+            ]
+    assert not missing
+
+
+def test_examples_are_what_is_sent_and_taken(document: dict[str, Any], store: Backend) -> None:
+    contents = {
+        (name, what): next(iter(described["content"].values()))
+        for name, operation in operations(document)
+        for what, described in (
+            *operation["responses"].items(),
+            ("body", operation.get("requestBody")),
+        )
+        if described is not None
+    }
+    exported = contents["GET /tasks/export", "200"]["example"]
+    lines = contents["POST /tasks/import", "body"]["example"]
+    assert exported.endswith("\n")
+    for line in exported.splitlines():
+        Task.model_validate_json(line, extra="forbid")
+    for status in ("200", "503"):
+        Health.model_validate(contents["GET /health", status]["example"], extra="forbid")
+    first, second, rest = contents["GET /events", "200"]["example"].split("\n\n")
+    assert rest == ""
+    for event, name in ((first, "open"), (second, None)):
+        told = dict(line.split(": ", 1) for line in event.splitlines())
+        assert told.get("event") == name
+        assert Place.parse(told["id"])
+        if name is None:
+            TaskChanged.model_validate_json(told["data"], extra="forbid")
+        else:
+            assert json.loads(told["data"]) == {"complete": True}
+    with running(store) as client:
+        answer = client.post(
+            "/tasks/import", content=lines, headers={"Content-Type": "application/x-ndjson"}
+        ).json()
+        assert (answer["created"], answer["refused"]) == (2, 0)
+        shown = client.get("/metrics").text
+    assert metrics_in(contents["GET /metrics", "200"]["example"]) == metrics_in(shown)
+
+
+def metrics_in(text: str) -> list[tuple[str, str, str, list[str]]]:
+    """What metrics a text of Prometheus has: their names, meanings, kinds and samples."""
+    return [
+        (each.name, each.documentation, each.type, [sample.name for sample in each.samples])
+        for each in text_string_to_metric_families(text)
+    ]
+
+
 def test_no_schema_of_the_framework_own_errors_is_left(document: dict[str, Any]) -> None:
     assert "ValidationError" not in json.dumps(document)
 
@@ -356,6 +437,14 @@ def test_schemas_of_what_is_sent_and_shown_are_described(document: dict[str, Any
         assert schemas[name]["examples"], name
     assert schemas["TaskCreate"]["additionalProperties"] is False
     assert schemas["TaskStatus"]["enum"] == [status.value for status in TaskStatus]
+
+
+def test_reader_meets_the_commonest_operations_first(document: dict[str, Any]) -> None:
+    paths = list(document["paths"])
+    assert paths[0] == "/tasks"
+    assert next(iter(document["paths"]["/tasks"])) == "post"
+    of_tasks = [path for path in paths if path.startswith("/tasks")]
+    assert of_tasks[-2:] == ["/tasks/export", "/tasks/import"]
 
 
 def test_document_is_the_same_each_time(document: dict[str, Any]) -> None:

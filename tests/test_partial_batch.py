@@ -3,6 +3,8 @@
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from job_scheduler.constants import UnknownTasks
 from tests.support.app import (
     Backend,
@@ -15,7 +17,9 @@ from tests.support.app import (
     task_body,
 )
 
+EARLIER = "2031-06-01T12:00:00Z"
 NOON = "2031-07-01T12:00:00Z"
+LATER = "2031-08-01T12:00:00Z"
 
 
 def part(client: Any, tasks: list[Any], **headers: str) -> list[dict[str, Any]]:
@@ -48,7 +52,7 @@ def test_what_can_be_stored_is_and_each_is_told_of(backend: Backend) -> None:
         )
         assert [each["status"] for each in outcomes] == [
             *(201, 422, 422, 422, 201),
-            *(422, 409, 201, 422, 422),
+            *(422, 409, 201, 409, 422),
         ]
         assert outcomes[0]["task"] == shown(client, outcomes[0]["task"]["task_id"])
         assert set(outcomes[0]) == {"status", "task"}
@@ -62,6 +66,8 @@ def test_what_can_be_stored_is_and_each_is_told_of(backend: Backend) -> None:
         assert "same task_id as that of tasks.4" in outcomes[5]["problem"]["detail"]
         assert outcomes[6]["problem"]["error_code"] == "TASK_UNIQUE_409"
         assert held["task_id"] in outcomes[6]["problem"]["detail"]
+        assert outcomes[8]["problem"]["error_code"] == "TASK_UNIQUE_409"
+        assert outcomes[7]["task"]["task_id"] in outcomes[8]["problem"]["detail"]
         assert outcomes[9]["problem"]["error_code"] == "PAYLOAD_422"
     assert backend.count() == 4
 
@@ -75,6 +81,49 @@ def test_task_of_another_request_is_told_of_and_kept(store: Backend) -> None:
         held = post(client, run_at=NOON, unique_key="held")
         found = part(client, [task_body(unique_key="held", on_conflict="return")])
         assert found == [{"status": 200, "task": held}]
+
+
+@pytest.mark.parametrize(
+    ("on_conflict", "status", "left"),
+    [
+        ("reject", 409, (NOON, 0)),
+        ("return", 200, (NOON, 0)),
+        ("replace", 200, (LATER, 3)),
+        ("reschedule", 200, (LATER, 0)),
+    ],
+)
+def test_tasks_of_one_key_are_settled_as_if_posted_one_after_the_other(
+    backend: Backend, on_conflict: str, status: int, left: tuple[str, int]
+) -> None:
+    keys = 20
+    with running(backend) as client:
+        tasks = [task_body(run_at=NOON, unique_key=f"key {number}") for number in range(keys)]
+        for run_at, priority in ((EARLIER, 2), (LATER, 3)):
+            again = {"run_at": run_at, "priority": priority, "on_conflict": on_conflict}
+            tasks += [task | again for task in tasks[:keys]]
+        outcomes = part(client, tasks)
+        assert [each["status"] for each in outcomes] == [201] * keys + [status] * 2 * keys
+        for first, last in zip(outcomes[:keys], outcomes[2 * keys :], strict=True):
+            task_id = first["task"]["task_id"]
+            if status == 409:
+                assert last["problem"]["error_code"] == "TASK_UNIQUE_409"
+                assert task_id in last["problem"]["detail"]
+            else:
+                assert last["task"] == shown(client, task_id)
+            task = shown(client, task_id)
+            assert (task["run_at"], task["priority"]) == left
+    assert backend.count() == keys
+
+
+@pytest.mark.parametrize("on_conflict", ["reject", "return", "replace"])
+def test_part_with_one_key_twice_may_be_repeated(store: Backend, on_conflict: str) -> None:
+    key = {"Idempotency-Key": "twice"}
+    body = task_body(run_at=NOON, unique_key="one", on_conflict=on_conflict)
+    with running(store) as client:
+        first, second = (part(client, [body, body], **key) for _ in range(2))
+        assert [each["status"] for each in first] == [each["status"] for each in second]
+        assert first[0]["task"]["task_id"] == second[0]["task"]["task_id"]
+    assert store.count() == 1
 
 
 def test_part_of_a_batch_may_be_repeated_under_its_key(store: Backend) -> None:

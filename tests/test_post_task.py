@@ -408,6 +408,31 @@ def test_repetition_after_a_lost_commit_makes_one_task_that_runs_once(
     assert (store.count("name = 'count'"), len(runs)) == (1, 1)
 
 
+def test_null_is_as_good_as_left_out(store: Backend) -> None:
+    hook = {"url": "https://example.com/"}
+    body = {"name": "probe", "run_at": "2031-07-01T10:00:00Z", "on_done": hook}
+    with running(store) as client:
+        schemas = client.get("/openapi.json").json()["components"]["schemas"]
+        hooked = dict.fromkeys(schemas["Hook"]["properties"]) | hook
+        null = dict.fromkeys(schemas["TaskCreate"]["properties"]) | body | {"on_done": hooked}
+        assert sum(value is None for value in null.values()) > 25
+        plain, given = post(client, **body), post(client, **null)
+        webhook = dict.fromkeys(schemas["Webhook"]["properties"]) | hook
+        by_webhook = post(client, webhook=webhook)["webhook"]
+        kept = {"task_id", "created_at", "updated_at"}
+        assert {name: given[name] for name in given.keys() - kept} == {
+            name: plain[name] for name in plain.keys() - kept
+        }
+        assert (given["priority"], by_webhook) == (0, hook)
+        replay = dict.fromkeys(schemas["Replay"]["properties"])
+        assert client.post("/tasks/retry", json=replay).json()["tasks"] == 0
+        for schema in ("TaskCreate", "Hook", "Webhook", "Replay"):
+            required = schemas[schema].get("required", [])
+            for name, member in schemas[schema]["properties"].items():
+                takes_null = {"type": "null"} in member.get("anyOf", []) or name == "body"
+                assert takes_null is (name not in required), (schema, name)
+
+
 def test_of_concurrent_different_bodies_one_wins(store: Backend) -> None:
     task_id = str(uuid4())
     bodies = [task_body(task_id=task_id, name=f"body {number % 4}") for number in range(16)]

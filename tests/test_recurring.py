@@ -553,6 +553,50 @@ def test_repetition_that_was_missed_is_still_made(store: Backend) -> None:
     assert run["attempt"] == 2
 
 
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+@pytest.mark.parametrize("max_runs", [1, 2])
+def test_repetition_that_was_missed_is_given_up_and_the_run_has_failed(
+    store: Backend, policy: str, max_runs: int
+) -> None:
+    registry = HandlerRegistry()
+
+    @registry.task("probe", max_attempts=3, retry_delay=[0.5])
+    def probe() -> None:
+        raise ValueError("no money")
+
+    with Receiver([200]) as receiver:
+        options = {"webhook_allow": LOOPBACK, "recover_past_tasks": policy}
+        with running(store, registry, **options) as client:
+            rule = {"interval_seconds": 3600, "start_at": later(1), "max_runs": max_runs}
+            task_id = recurring(client, **rule, on_failed={"url": receiver.url})["task_id"]
+            wait_until(lambda: shown(client, task_id)["retry_at"])
+        store.sql(
+            "UPDATE scheduled_tasks SET retry_at = :past WHERE attempt = 1",
+            past=hours_ago(0.001).strftime("%Y-%m-%d %H:%M:%S.%f+00:00"),
+        )
+        with running(store, registry, **options) as client:
+            task = shown(client, task_id)
+            wait_until(lambda: receiver.requests)
+            [run] = client.get(f"/tasks/{task_id}/runs").json()
+            again = client.post(f"/tasks/{task_id}/retry")
+    ends = max_runs == 1
+    assert task["status"] == ("failed" if ends else "scheduled")
+    assert (task["run_count"], task["last_status"]) == (1, "failed")
+    assert task["result"].startswith("given up after 1 attempt: the next one was missed, since the")
+    assert (task["missed_at"], task["finished_at"] is not None) == (None, ends)
+    assert task["attempt"] == (1 if ends else 0)
+    assert again.status_code == (200 if ends else 409)
+    assert run["outcome"] == "failed"
+    [sent] = receiver.requests
+    assert json.loads(sent.body)["data"] == {
+        "task_id": task_id,
+        "name": "probe",
+        "status": "failed",
+        "attempt": 1,
+        "result": task["result"],
+    }
+
+
 @pytest.mark.parametrize(
     "document",
     [

@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy import event
 
 from job_scheduler.chaos.proxy import Proxy
+from job_scheduler.clock import SystemClock
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.retention import Bounds, Retention
 from job_scheduler.database import Database
+from job_scheduler.identifiers import new_claim_token
 from job_scheduler.retention_days import parse_retention_days
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, later, post, running, statements
@@ -161,6 +163,61 @@ def test_what_finished_long_ago_is_removed_with_its_attempts(store: Backend) -> 
     assert ids(store) == kept | unfinished
     assert ids(store, "task_runs") == kept
     assert len([one for one in executed if one.startswith("DELETE")]) == 1
+
+
+def attempt(store: Backend, task_id: str, days: float, claimed: float | None = None) -> str:
+    """Enter an attempt that ended so many days ago, claimed then or before; return its token."""
+    began = SystemClock().now() - timedelta(days=claimed or days)
+    token = new_claim_token(began)
+    store.sql(
+        "INSERT INTO task_runs (task_id, claim_token, attempt, scheduled_for, started_at, "
+        "finished_at, outcome) VALUES (:task_id, :token, 1, :at, :at, :finished, 'done')",
+        task_id=task_id,
+        token=token,
+        at=later(-(claimed or days) * DAY),
+        finished=later(-days * DAY),
+    )
+    return token
+
+
+def tokens(store: Backend) -> set[str]:
+    rows = store.sql("SELECT CAST(claim_token AS text) AS token FROM task_runs")
+    return {row["token"] for row in rows}
+
+
+def test_old_attempts_of_a_recurring_task_are_removed_but_for_its_last(store: Backend) -> None:
+    daily, yearly = (store.insert_task(recurrence='{"interval_seconds": 60}') for _ in range(2))
+    retried = store.insert_task(attempt=1, max_attempts=9)
+    for days in (1.001, 2, 30):
+        attempt(store, daily, days)
+    attempt(store, yearly, 700)
+    kept = {
+        attempt(store, daily, 0.99),
+        attempt(store, daily, 0.5),
+        # It took long.
+        attempt(store, daily, 0.99, claimed=9),
+        attempt(store, yearly, 350),
+        attempt(store, retried, 400),
+    }
+    removed, executed, _ = with_retention(store, Retention.prune)
+    assert removed == 0
+    assert tokens(store) == kept
+    assert len([one for one in executed if one.startswith("DELETE")]) == 1
+    assert pruned(store, ages={TaskStatus.Done: ONE_DAY / 4}) == 0
+    assert tokens(store) == kept, "of those that fail, all are kept for ever"
+
+
+def test_many_old_attempts_are_removed_in_small_transactions(store: Backend) -> None:
+    task_id = store.insert_task(recurrence='{"interval_seconds": 60}')
+    for number in range(12):
+        attempt(store, task_id, 2 + number)
+    rests = Rests()
+    with store.database() as database, statements(database.engine) as executed:
+        bounds = Bounds(removed=4)
+        assert asyncio.run(Retention(database, AGES, bounds, rests).prune()) == 0
+    assert len([one for one in executed if one.startswith("DELETE")]) == 3
+    assert len(rests.taken) == 3
+    assert len(tokens(store)) == 1
 
 
 def test_each_outcome_has_an_age_of_its_own(store: Backend) -> None:

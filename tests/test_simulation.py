@@ -130,7 +130,7 @@ def test_the_disk_is_asked_twice_for_each_batch() -> None:
 
 
 def test_it_goes_by_the_bounds_of_the_service() -> None:
-    assert Settings.model_fields["max_running"].default == MAX_RUNNING
+    assert Settings.model_fields["max_running"].default == 2 * MAX_RUNNING
     assert RECORDING_MAX == SIMULATED_RECORDING_MAX
     assert RECORDS_MAX == tasks._RECORDS_MAX
     default = inspect.signature(Batcher).parameters["max_size"].default

@@ -770,6 +770,32 @@ def test_apscheduler_looks_once_for_all_jobs_of_one_turn() -> None:
     asyncio.run(scenario())
 
 
+def test_apscheduler_does_not_look_again_and_again_before_the_time() -> None:
+    uvloop = pytest.importorskip("uvloop", reason="its clock ticks in milliseconds")
+    clock = SystemClock()
+    store = CountingStore()
+    fired: list[str] = []
+
+    async def scenario() -> None:
+        timer = Timer(
+            LoopScheduler(jobstores={"default": store}),
+            clock,
+            clock,
+            lambda tasks: fired.extend(task.task_id for task in tasks),
+        )
+        timer.start()
+        begin = clock.now()
+        for number in range(50):
+            due = begin + timedelta(milliseconds=100 + 20 * number)
+            timer.register(DueTask(due, new_token(), "probe"))
+        await asyncio.to_thread(wait_until, lambda: len(fired) == 50)
+        timer.stop()
+
+    uvloop.run(scenario())
+    # About 70 by rights; with all looks of the last millisecond there are about 350.
+    assert store.looks < 150
+
+
 @dataclass
 class Swept:
     """A sweep that the test calls, and what it hands tasks to."""
@@ -802,6 +828,23 @@ def sweeping(
             timer.stop()
 
     asyncio.run(run())
+
+
+def test_what_a_sweep_brings_shares_jobs_where_tasks_follow_closely(store: Backend) -> None:
+    now = SystemClock().now()
+    last = now.replace(microsecond=now.microsecond // 1_000 * 1_000) + timedelta(seconds=1.9)
+    for number in range(20):
+        store.insert_task(run_at=last - timedelta(milliseconds=number))
+    for number in range(20):
+        store.insert_task(run_at=last - timedelta(milliseconds=100 + 5 * number))
+
+    async def scenario(swept: Swept) -> None:
+        assert await swept.sweep.sweep() == 40
+        # Of those a millisecond apart, five a job.
+        assert len(swept.scheduler.get_jobs()) == 20 // 5 + 20
+        await asyncio.to_thread(wait_until, lambda: len(swept.runs.begun) == 40)
+
+    sweeping(store, scenario)
 
 
 def test_sweep_brings_what_is_due_soon_and_not_held_yet(store: Backend) -> None:

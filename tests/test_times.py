@@ -104,6 +104,49 @@ def test_preview_warns_of_what_its_author_may_not_expect(store: Backend) -> None
         assert words in said
 
 
+def test_preview_says_that_times_that_have_passed_are_not_run(store: Backend) -> None:
+    with running(store) as client:
+        past: dict[str, Any] = {"interval_seconds": 86_400, "start_at": "2000-01-01T12:00:00Z"}
+        found = preview(client, n=2, **past)
+        [warning] = found["warnings"]
+        task = client.post("/tasks", json={"name": "probe"} | past).json()
+        assert warning == (
+            "start_at lies in the past: its times before now are not run. The first one that is "
+            f"comes at {task['run_at']}."
+        )
+        ended = preview(client, end_at="2001-01-01T00:00:00Z", **past)["warnings"]
+        assert [words.partition(":")[0] for words in ended] == [
+            "start_at lies in the past",
+            "POST /tasks would refuse it",
+        ]
+        assert "comes at" not in ended[0]
+        for start_at in (later(-60), later(3600)):
+            assert preview(client, cron="0 0 1 1 *", start_at=start_at)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("members", "gap"),
+    [
+        ({"interval_seconds": 60.5, "jitter_seconds": 61}, "60.5 seconds"),
+        ({"interval_seconds": 60, "jitter_seconds": 60}, None),
+        ({"interval_seconds": 60, "jitter_seconds": 61, "max_runs": 1}, None),
+        ({"cron": "0 9,10 * * MON", "jitter_seconds": 3601}, "3600 seconds"),
+        ({"cron": "0 9,10 * * MON", "jitter_seconds": 3600}, None),
+        ({"cron": "@monthly", "jitter_seconds": 2_419_201}, "2419200 seconds"),
+        ({"cron": "@monthly", "jitter_seconds": 0}, None),
+    ],
+)
+def test_preview_warns_of_jitter_beyond_the_next_time(
+    store: Backend, members: dict[str, Any], gap: str | None
+) -> None:
+    with running(store) as client:
+        found = preview(client, **members)["warnings"]
+    assert len(found) == (gap is not None)
+    for warning in found:
+        assert "jitter_seconds" in warning
+        assert f"only {gap} apart" in warning
+
+
 @pytest.mark.parametrize("n", ["0", "1001", "x", "-1", "1.5"])
 def test_number_of_times_has_bounds(store: Backend, n: str) -> None:
     task_id = store.insert_task()
@@ -200,6 +243,25 @@ def test_local_time_is_one_of_the_zone(store: Backend) -> None:
     assert task["recurrence"] is None
 
 
+def test_end_of_the_worth_of_a_task_is_a_time_of_the_zone_too(store: Backend) -> None:
+    for zone, hour in (("America/New_York", "14"), ("Asia/Tokyo", "01")):
+        with running(store) as client:
+            task = post(
+                client,
+                run_at="2031-07-01T10:00:00",
+                start_before="2031-07-01T10:30:00",
+                timezone=zone,
+            )
+            assert task["start_before"] == f"2031-07-01T{hour}:30:00Z"
+            given = {"run_at": "2031-07-01T00:00:00Z", "start_before": "2031-07-01T10:30:00Z"}
+            assert post(client, timezone=zone, **given)["start_before"] == given["start_before"]
+            early = {"run_at": "2031-07-01T10:00:00", "start_before": "2031-07-01T09:59:00"}
+            response = client.post("/tasks", json={"name": "probe", "timezone": zone} | early)
+            problem = assert_problem(response, 422, "VALIDATION_422")
+            assert [error["field"] for error in problem["errors"]] == ["start_before"]
+
+
+@pytest.mark.parametrize("field", ["run_at", "start_before"])
 @pytest.mark.parametrize(
     ("wall", "zone", "words"),
     [
@@ -217,13 +279,13 @@ def test_local_time_is_one_of_the_zone(store: Backend) -> None:
     ],
 )
 def test_local_time_that_is_none_or_two_is_refused_with_what_to_write(
-    store: Backend, wall: str, zone: str, words: list[str]
+    store: Backend, wall: str, zone: str, words: list[str], field: str
 ) -> None:
     with running(store) as client:
-        body = {"name": "probe", "run_at": wall, "timezone": zone}
+        body = {"name": "probe", "run_at": "2001-01-01T00:00:00Z", "timezone": zone, field: wall}
         problem = assert_problem(client.post("/tasks", json=body), 422, "VALIDATION_422")
         [error] = problem["errors"]
-        assert error["field"] == "run_at"
+        assert error["field"] == field
         for each in words:
             assert each in error["detail"]
         chosen = [word for word in words if word.startswith("20") and len(word) > 12]

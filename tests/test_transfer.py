@@ -3,7 +3,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.support.app import (
     finished,
     later,
     post,
+    refused,
     running,
     service_process,
     services_of,
@@ -155,6 +157,17 @@ def test_what_is_due_runs(backend: Backend) -> None:
         assert finished(client, task["task_id"])["status"] == "done"
 
 
+@pytest.mark.parametrize("on_conflict", ["replace", "reschedule"])
+def test_task_that_is_brought_forward_does_not_wait_for_its_old_time(
+    store: Backend, on_conflict: str
+) -> None:
+    with running(store) as client:
+        held = post(client, run_at=later(4), unique_key="k")  # So soon, the timer knows it.
+        line = task_body(run_at=later(-1), unique_key="k", on_conflict=on_conflict)
+        assert counts(imported(client, [line])) == (1, 0, 1, 0, 0)
+        assert finished(client, held["task_id"])["started_at"] < held["run_at"]
+
+
 def test_refused_lines_are_told_of_and_the_others_are_stored(store: Backend) -> None:
     with running(store) as client:
         held = post(client, run_at=FUTURE, unique_key="held")
@@ -275,6 +288,132 @@ def test_exported_tasks_that_have_begun_are_skipped(store: Backend, status: str)
     assert store.count() == 1
 
 
+def moved(store: Backend, client: Any, task_id: str, **other: Any) -> dict[str, Any]:
+    """Export a task, take it away and import it; return it as it is then."""
+    [line] = [line for line in exported(client) if line["task_id"] == task_id]
+    store.sql("DELETE FROM scheduled_tasks WHERE task_id = :task_id", task_id=task_id)
+    assert counts(imported(client, [line | other])) == (1, 1, 0, 0, 0)
+    assert counts(imported(client, [line | other])) == (1, 0, 1, 0, 0)
+    return shown(client, task_id)
+
+
+def instant(seconds: float) -> str:
+    """The time in `seconds`, as it is shown."""
+    return later(seconds).replace(" ", "T").replace("+00:00", "Z")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"interval_seconds": 3600},
+        {"interval_seconds": 3600, "jitter_seconds": 60, "overlap": "allow"},
+        {"cron": "0 9 * * *", "timezone": "Europe/Berlin", "max_runs": 9},
+    ],
+)
+def test_recurring_task_keeps_its_next_time_and_its_count(
+    backend: Backend, members: dict[str, Any]
+) -> None:
+    with running(backend) as client:
+        task_id = post(client, run_at=None, **members)["task_id"]
+        backend.sql("UPDATE scheduled_tasks SET run_count = 4")
+        before = shown(client, task_id)
+        assert moved(backend, client, task_id) | UNSTORED == before | UNSTORED
+        client.post(f"/tasks/{task_id}/pause")
+        assert moved(backend, client, task_id)["status"] == "paused"
+        client.post(f"/tasks/{task_id}/resume")
+        after = shown(client, task_id)
+        assert (after["run_at"], after["run_count"]) == (before["run_at"], 4)
+
+
+def test_recurring_task_runs_no_more_often_for_being_moved(backend: Backend) -> None:
+    with running(backend) as client:
+        task_id = post(client, run_at=None, interval_seconds=1, max_runs=4)["task_id"]
+        client.post(f"/tasks/{task_id}/pause")
+        backend.sql("UPDATE scheduled_tasks SET run_count = 2")
+        moved(backend, client, task_id, status="scheduled")
+        assert finished(client, task_id)["run_count"] == 4
+        assert len(client.get(f"/tasks/{task_id}/runs").json()) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "catch_up", "made_up"),
+    [
+        ("run", "latest", [-300]),
+        ("run", "all", [-1500, -900, -300]),
+        ("run", "none", []),
+        ("skip", "all", []),
+        ("fail", "latest", []),
+    ],
+)
+def test_times_that_passed_meanwhile_are_those_of_a_downtime(
+    backend: Backend, policy: str, catch_up: str, made_up: list[int]
+) -> None:
+    passed = {seconds: instant(seconds) for seconds in (-1500, -900, -300, 300)}
+    with running(backend, recover_past_tasks=policy) as client:
+        body = {"run_at": None, "interval_seconds": 600, "catch_up": catch_up}
+        line = post(client, **body) | {"run_at": passed[-1500], "run_count": 1}
+        task_id = line["task_id"]
+        client.delete(f"/tasks/{task_id}")
+        assert counts(imported(client, [line])) == (1, 1, 0, 0, 0)
+
+        def has_moved_on() -> bool:
+            return bool(shown(client, task_id)["run_at"][:19] == passed[300][:19])
+
+        wait_until(has_moved_on, 10, "the next time")
+        runs = client.get(f"/tasks/{task_id}/runs").json()
+        times = sorted(run["scheduled_for"][:19] for run in runs)
+        assert times == [passed[seconds][:19] for seconds in made_up]
+        assert shown(client, task_id)["run_count"] == 1 + len(made_up)
+
+
+def test_start_that_is_put_off_has_not_passed(store: Backend) -> None:
+    with running(store, recover_past_tasks="skip") as client:
+        task = post(client, run_at=None, interval_seconds=90_000, jitter_seconds=80_000)
+        client.delete(f"/tasks/{task['task_id']}")
+        line = task | {"run_at": instant(-1)}
+        assert counts(imported(client, [line])) == (1, 1, 0, 0, 0)
+        assert shown(client, task["task_id"])["run_at"] == line["run_at"]
+
+
+def test_recurring_task_without_a_next_time_begins_as_a_new_one(store: Backend) -> None:
+    with running(store) as client:
+        task = post(client, run_at=None, interval_seconds=3600)
+        client.delete(f"/tasks/{task['task_id']}")
+        line = task | {"run_at": None, "run_count": None}
+        assert counts(imported(client, [line])) == (1, 1, 0, 0, 0)
+        made = shown(client, task["task_id"])
+        assert (made["run_count"], made["run_at"] > task["run_at"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("members", "field"),
+    [
+        ({"run_count": -1}, "run_count"),
+        ({"run_count": "3"}, "run_count"),
+        ({"run_count": 1.5}, "run_count"),
+        ({"run_count": True}, "run_count"),
+        ({"run_count": 2**40}, "run_count"),
+        ({"run_count": 9}, "run_count"),
+        ({"run_at": "soon"}, "run_at"),
+        ({"run_at": "9999-12-31T23:59:59Z"}, "run_at"),
+        ({"run_at": "2041-01-01T00:00:00Z"}, "end_at"),
+        ({"recurrence": {"interval_seconds": 600, "end_at": "2020-01-01T00:00:00Z"}}, "end_at"),
+    ],
+)
+def test_recurring_task_that_is_written_wrong_is_refused(
+    store: Backend, members: dict[str, Any], field: str
+) -> None:
+    with running(store, recover_past_tasks="skip") as client:
+        body = {"interval_seconds": 600, "max_runs": 9, "end_at": "2040-01-01T00:00:00Z"}
+        task = post(client, run_at=None, **body)
+        client.delete(f"/tasks/{task['task_id']}")
+        result = imported(client, [task | members])
+        assert counts(result) == (1, 0, 0, 0, 1)
+        [refusal] = result["problems"]
+        assert [each["field"] for each in refusal["problem"]["errors"]] == [field]
+    assert store.count() == 0
+
+
 @pytest.mark.parametrize("content_type", ["application/json", "", "text/csv; charset=utf-8"])
 def test_other_bodies_are_refused(store: Backend, content_type: str) -> None:
     with running(store) as client:
@@ -316,7 +455,8 @@ def test_import_stops_with_the_service(store: Backend, tmp_path: Path) -> None:
         wait_until(lambda: "Shutting down" in service.output())
         stopping.set()
         sending.join(20)
-        assert_problem(answers[0], 503, "UNAVAILABLE_503")
+        problem = assert_problem(answers[0], 503, "UNAVAILABLE_503")
+        assert "500 tasks were stored, of the lines before line 501; nothing" in problem["detail"]
     assert store.count() == 500
 
 
@@ -340,6 +480,114 @@ def test_outage_in_the_middle_says_how_far_it_has_come(store: Backend, tmp_path:
     assert store.count() == 500
 
 
+def streamed(client: Any, content: bytes, then: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """Begin an import, of which comes `content` and `then` what follows; return the answer."""
+    sent: list[Any] = []
+    coming = [{"type": "http.request", "body": content, "more_body": True}]
+
+    async def receive() -> Any:
+        return coming.pop() if coming else await then()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/tasks/import",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/x-ndjson")],
+        "state": dict(client.app_state),
+    }
+    client.portal.call(client.app, scope, receive, send)
+    start, body = sent
+    return [start["status"], json.loads(body["body"])]
+
+
+async def nothing() -> None:
+    """Wait for what does not come."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("lines", "stored"), [(1_200, 1_000), (3, 0)])
+def test_import_that_stalls_says_how_far_it_has_come(
+    store: Backend, lines: int, stored: int
+) -> None:
+    content = (json.dumps(task_body()).encode() + b"\n") * lines
+    with running(store) as client:
+        services_of(client).batches.upload_seconds = 0.2
+        status, problem = streamed(client, content, nothing)
+        assert (status, problem["error_code"]) == (408, "BODY_408")
+        assert problem["detail"] == (
+            f"Nothing came for 0.2 s. {stored} tasks were stored, of the lines before line "
+            f"{stored + 1}; nothing of that one and the next ones was. Repeat the import: what "
+            "has a task_id, or comes with the same Idempotency-Key, is stored once. Else send only "
+            f"the lines from {stored + 1} on."
+        )
+        with services_of(client).batches.room(64 * 1024 * 1024):
+            pass
+    assert store.count() == stored
+
+
+def test_import_whose_client_goes_keeps_what_is_stored(store: Backend) -> None:
+    content = (json.dumps(task_body()).encode() + b"\n") * 700
+
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    with running(store) as client:
+        status, problem = streamed(client, content, gone)
+        assert (status, problem["detail"]) == (400, "The body ended early.")
+        with services_of(client).batches.room(64 * 1024 * 1024):
+            pass
+    assert store.count() == 500
+
+
+def test_import_that_waits_ends_with_the_service(store: Backend, tmp_path: Path) -> None:
+    stopped = threading.Event()
+
+    def lines() -> Iterator[bytes]:
+        yield (json.dumps(task_body()).encode() + b"\n") * 700
+        assert stopped.wait(20)
+
+    with service_process(tmp_path, store.environment()) as service, service.start() as client:
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.post, "/tasks/import", content=lines(), headers=NDJSON)
+            wait_until(lambda: store.count() == 500)
+            service.stop()
+            stopped.set()
+        assert "timeout graceful shutdown exceeded" not in service.output()
+        problem = assert_problem(answer.result(), 503, "UNAVAILABLE_503")
+        assert "500 tasks were stored, of the lines before line 501;" in problem["detail"]
+    assert store.count() == 500
+
+
+def test_failure_in_the_middle_says_how_far_it_has_come(store: Backend) -> None:
+    with running(store) as client:
+        paused = post(client, run_at=FUTURE) | {"status": "paused"}
+        client.delete(f"/tasks/{paused['task_id']}")
+        lines = [*[task_body()] * 600, paused, *[task_body()] * 10]
+        content = "\n".join(map(json.dumps, lines))
+        with refused(store, "NEW.status = 'paused'"):
+            response = client.post("/tasks/import", content=content, headers=NDJSON)
+        problem = assert_problem(response, 500, "INTERNAL_500")
+        assert "500 tasks were stored, of the lines before line 501; nothing" in problem["detail"]
+    assert store.count() == 500
+
+
+def test_line_that_is_no_text_is_refused_by_itself(store: Backend) -> None:
+    good = json.dumps(task_body()).encode()
+    content = b"\n".join([good, b'{"name": "\xff"}', b"\xff\xfe", b"x" * 2_000_000, good])
+    with running(store) as client:
+        result = client.post("/tasks/import", content=content, headers=NDJSON).json()
+        assert counts(result) == (5, 2, 0, 0, 3)
+        told = {each["line"]: each["problem"]["detail"] for each in result["problems"]}
+        assert told[4] == "The line is longer than 1048576 bytes."
+    assert store.count() == 2
+
+
 # --------------------------------------------------------------------------- lines
 
 
@@ -351,7 +599,7 @@ def read(*chunks: bytes) -> list[tuple[int, bytes | None]]:
             for chunk in chunks:
                 yield chunk
 
-        return [line async for line in lines_of(coming(), 5)]
+        return [line async for line in lines_of(coming(), 5, asyncio.Event())]
 
     return asyncio.run(scenario())
 
@@ -381,7 +629,7 @@ def test_line_that_does_not_come_is_waited_for_a_while_only() -> None:
             yield b"one\n"
             await asyncio.Event().wait()
 
-        lines = lines_of(coming(), 0.05)
+        lines = lines_of(coming(), 0.05, asyncio.Event())
         assert await anext(lines) == (1, b"one")
         with pytest.raises(BodyTooSlow):
             await anext(lines)

@@ -1,5 +1,6 @@
 """A unique_key: of the tasks with one key only one at a time has not ended."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,7 @@ from job_scheduler.core.creation import create_tasks
 from job_scheduler.core.handlers.registry import HandlerRegistry
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskCreate
-from job_scheduler.exceptions import TaskConflict
+from job_scheduler.exceptions import Refusal
 from job_scheduler.identifiers import new_task_id
 from tests.conftest import POSTGRESQL
 from tests.support.app import (
@@ -58,7 +59,8 @@ def test_second_task_with_a_key_is_refused_while_the_first_has_not_ended(
         assert again(client, "reject", 409)["detail"] == problem["detail"]
         assert again(client, "return")["task_id"] == first
         post(client, unique_key="another")
-    assert store.count() == 2
+        post(client, on_conflict="reject")  # The default may be named.
+    assert store.count() == 3
 
 
 @pytest.mark.parametrize("status", ["done", "failed", "unknown", "cancelled"])
@@ -123,7 +125,7 @@ def test_key_that_gets_free_meanwhile_is_taken(store: Backend) -> None:
         event.listen(database.engine, "after_cursor_execute", end)
         with database.writing() as connection:
             [task] = create_tasks(connection, [new])
-    assert not isinstance(task, TaskConflict)
+    assert not isinstance(task, Refusal)
     assert task["task_id"] == new.task_id
     assert store.count("status = 'scheduled'") == 1
 
@@ -237,6 +239,41 @@ def test_schedule_that_is_declared_again_keeps_its_rhythm(store: Backend) -> Non
         assert other["recurrence"]["interval_seconds"] == 7200
         once = again(client, "replace")
         assert (once["recurrence"], once["run_count"], once["run_at"]) == (None, None, FUTURE)
+
+
+@pytest.mark.parametrize("on_conflict", ["replace", "reschedule"])
+def test_schedule_does_not_get_fewer_runs_than_it_has_had(store: Backend, on_conflict: str) -> None:
+    with running(store) as client:
+        schedule: dict[str, Any] = {"run_at": None, "interval_seconds": 3600}
+        first = again(client, "reject", 201, **schedule)
+        store.sql("UPDATE scheduled_tasks SET run_count = 3")
+        present = shown(client, first["task_id"])
+        asked = {"name": "probe", "unique_key": KEY, "on_conflict": on_conflict} | schedule
+        fewer = asked | {"max_runs": 3}
+        change = client.patch(f"/tasks/{first['task_id']}", json={"max_runs": 3})
+        expected = assert_problem(change, 422, "VALIDATION_422")
+        for headers in ({}, {"Idempotency-Key": "one"}):
+            response = client.post("/tasks", json=fewer, headers=headers)
+            assert assert_problem(response, 422, "VALIDATION_422") == expected
+        batch: dict[str, Any] = {"tasks": [task_body(), fewer]}
+        for headers in ({}, {"Idempotency-Key": "two"}):
+            response = client.post("/tasks/batch", json=batch, headers=headers)
+            problem = assert_problem(response, 422, "VALIDATION_422")
+            assert [each["field"] for each in problem["errors"]] == ["tasks.1.max_runs"]
+        response = client.post("/tasks/batch?partial=true", json=batch)
+        assert [each["status"] for each in response.json()] == [201, 422]
+        assert response.json()[1]["problem"] == expected
+        response = client.post(
+            "/tasks/import",
+            content=json.dumps(fewer),
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+        assert [each["problem"] for each in response.json()["problems"]] == [expected]
+        assert shown(client, first["task_id"]) == present
+        assert again(client, on_conflict, max_runs=4, **schedule)["run_count"] == 3
+        anew = again(client, on_conflict, max_runs=1, run_at=None, interval_seconds=7200)
+        assert (anew["run_count"], anew["recurrence"]["max_runs"]) == (0, 1)
+    assert store.count() == 2
 
 
 # ---------------------------------------------------------------------- reschedule
@@ -370,7 +407,6 @@ def test_occurrences_that_are_tasks_of_their_own_have_no_key(
     [
         ({"on_conflict": "return"}, "on_conflict"),
         ({"unique_key": KEY, "on_conflict": "ignore"}, "on_conflict"),
-        ({"unique_key": KEY, "on_conflict": None}, "on_conflict"),
         ({"unique_key": ""}, "unique_key"),
         ({"unique_key": "x" * 256}, "unique_key"),
         ({"unique_key": 7}, "unique_key"),

@@ -112,15 +112,12 @@ def test_only_the_url_is_needed() -> None:
         ({"url": None}, "url"),
         ({"method": "post"}, "method"),
         ({"method": "CONNECT"}, "method"),
-        ({"method": None}, "method"),
-        ({"headers": None}, "headers"),
         ({"headers": []}, "headers"),
         ({"headers": {"A": 1}}, "headers.A"),
         ({"headers": {"A": None}}, "headers.A"),
         ({"headers": {"A": ["b"]}}, "headers.A"),
         ({"follow_redirects": "true"}, "follow_redirects"),
         ({"follow_redirects": 1}, "follow_redirects"),
-        ({"follow_redirects": None}, "follow_redirects"),
         ({"timeout": 5}, "timeout"),
     ],
 )
@@ -209,7 +206,7 @@ def test_members_are_described_with_examples() -> None:
 
 
 def test_documented_headers_are_those_that_are_taken() -> None:
-    headers = Webhook.model_json_schema()["properties"]["headers"]
+    headers, _null = Webhook.model_json_schema()["properties"]["headers"]["anyOf"]
     name, value = (
         headers[part]["pattern"].removesuffix("$") + r"\Z"
         for part in ("propertyNames", "additionalProperties")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from job_scheduler.client.errors import (
         ApiError,
         Conflict,
+        CutOff,
+        EventsMissed,
         FieldError,
         Invalid,
         NotEnded,
@@ -25,21 +27,47 @@ if TYPE_CHECKING:
         ServiceUnavailable,
         Unreachable,
     )
-    from job_scheduler.client.members import NewTask, TaskFilter, TaskMembers
+    from job_scheduler.client.members import (
+        EventFilter,
+        NewTask,
+        TaskChange,
+        TaskFilter,
+        TaskMatch,
+        TaskMembers,
+    )
     from job_scheduler.client.outbox import enqueue
-    from job_scheduler.client.shapes import Handler, Moment, Preview, Run, Task
+    from job_scheduler.client.reports import ImportReport, Outcome, Refusal
+    from job_scheduler.client.shapes import (
+        Event,
+        Explanation,
+        Forecast,
+        ForecastInterval,
+        ForecastName,
+        Handler,
+        Moment,
+        Preview,
+        Reason,
+        Run,
+        Task,
+    )
 else:
     from importlib import import_module
 
     _MODULES = {
         "clients": ("AsyncClient", "Client"),
         "errors": (
-            *("ApiError", "Conflict", "FieldError", "Invalid", "NotEnded", "NotFound"),
-            *("ServiceUnavailable", "Unreachable"),
+            *("ApiError", "Conflict", "CutOff", "EventsMissed", "FieldError", "Invalid"),
+            *("NotEnded", "NotFound", "ServiceUnavailable", "Unreachable"),
         ),
-        "members": ("NewTask", "TaskFilter", "TaskMembers"),
+        "members": (
+            *("EventFilter", "NewTask", "TaskChange", "TaskFilter", "TaskMatch", "TaskMembers"),
+        ),
         "outbox": ("enqueue",),
-        "shapes": ("Handler", "Moment", "Preview", "Run", "Task"),
+        "reports": ("ImportReport", "Outcome", "Refusal"),
+        "shapes": (
+            *("Event", "Explanation", "Forecast", "ForecastInterval", "ForecastName", "Handler"),
+            *("Moment", "Preview", "Reason", "Run", "Task"),
+        ),
     }
     _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -55,18 +83,32 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Conflict",
+    "CutOff",
+    "Event",
+    "EventFilter",
+    "EventsMissed",
+    "Explanation",
     "FieldError",
+    "Forecast",
+    "ForecastInterval",
+    "ForecastName",
     "Handler",
+    "ImportReport",
     "Invalid",
     "Moment",
     "NewTask",
     "NotEnded",
     "NotFound",
+    "Outcome",
     "Preview",
+    "Reason",
+    "Refusal",
     "Run",
     "ServiceUnavailable",
     "Task",
+    "TaskChange",
     "TaskFilter",
+    "TaskMatch",
     "TaskMembers",
     "Unreachable",
     "enqueue",

@@ -1,18 +1,20 @@
 """One question to the service, and when it is asked once more; nothing is sent here.
 
 An operation is a generator: it yields what to ask, gets the answer back, and returns what that
-means. So the same operation serves a client that waits and one that awaits.
+means. So the same operation serves a client that waits and one that awaits. One whose answer is a
+stream is a flow: it asks for more of the answer as well, and yields what it has found.
 """
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
 from job_scheduler.client.errors import error_of, unreachable
+from job_scheduler.client.lines import Lines
 
 T = TypeVar("T")
 
@@ -35,23 +37,47 @@ class Ask:
     """A question; it is put after `after` seconds.
 
     `repeatable`: it does no more when it is put twice. `wait`: for how many seconds the service is
-    asked to hold its answer back.
+    asked to hold its answer back. `streamed`: the answer is not read yet when it is given back.
     """
 
     method: str
     path: str
     query: Sequence[tuple[str, str]] = ()
-    body: bytes | None = None
+    body: bytes | Lines | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = True
     wait: int = 0
     after: float = 0.0
+    streamed: bool = False
 
 
 Answer = httpx.Response | httpx.RequestError
 """What comes back: also that there is no answer."""
 
 Steps = Generator[Ask, Answer, T]
+
+
+class More:
+    """A question for what comes next of a streamed answer: bytes (none: it has ended), or why not.
+
+    What comes back is a ``Part``.
+    """
+
+
+MORE = More()
+Part = bytes | httpx.RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function that is to be called, and awaited by a client that awaits."""
+
+    function: Callable[[Any], Any]
+    argument: object
+
+
+Flow = Generator[Ask | More | Call | list[T], Any, None]
+"""An operation that finds one thing after the other."""
 
 
 def exchange(ask: Ask, address: str, retries: int) -> Steps[httpx.Response]:
@@ -71,13 +97,20 @@ def exchange(ask: Ask, address: str, retries: int) -> Steps[httpx.Response]:
     return answer
 
 
+def pause_before(tried: int) -> float:
+    """Return for how many seconds to pause when it was repeated `tried` times already."""
+    return min(_FIRST_PAUSE * 2.0**tried, _LAST_PAUSE)
+
+
 def _pause(ask: Ask, answer: Answer, tried: int) -> float | None:
     """Return after how many seconds to ask again; None: not at all.
 
     What has surely done nothing is always repeated; what may have been done, only where that does
     no more.
     """
-    pause: float = min(_FIRST_PAUSE * 2**tried, _LAST_PAUSE)
+    if isinstance(ask.body, Lines) and ask.body.is_spent:
+        return None
+    pause = pause_before(tried)
     if isinstance(answer, httpx.RequestError):
         return pause if ask.repeatable or isinstance(answer, _NOT_SENT) else None
     wanted = answer.headers.get("Retry-After", "")

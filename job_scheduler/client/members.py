@@ -68,8 +68,8 @@ class NewTask(TaskMembers, total=False):
     task_id: str | UUID
 
 
-class TaskFilter(TypedDict, total=False):
-    """Which tasks to list, and in which order: as in ``GET /tasks``."""
+class TaskMatch(TypedDict, total=False):
+    """Which tasks are meant, those that meet all of this: as in ``GET /tasks``."""
 
     status: OneOrMore
     name: OneOrMore
@@ -82,7 +82,22 @@ class TaskFilter(TypedDict, total=False):
     created_before: Time | None
     finished_after: Time | None
     finished_before: Time | None
+
+
+class TaskFilter(TaskMatch, total=False):
+    """Which tasks to list, and in which order."""
+
     sort: str
+
+
+class EventFilter(TypedDict, total=False):
+    """Which changes to tell of, those that meet all of this: as in ``GET /events``."""
+
+    status: OneOrMore
+    name: OneOrMore
+    tag: OneOrMore
+    key: OneOrMore
+    task_id: OneOrMore | UUID | Sequence[UUID]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,15 @@
 """What a client can ask of the service; each question is written once, for both clients."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from math import inf
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 from uuid import UUID
 
-import httpx
-
 from job_scheduler.client.answers import (
-    document_of,
+    explanation_of,
+    forecast_of,
     handlers_of,
     health_of,
     message_of,
@@ -19,14 +18,12 @@ from job_scheduler.client.answers import (
     preview_of,
     runs_of,
     task_of,
-    tasks_of,
     understood,
 )
 from job_scheduler.client.errors import NotEnded
 from job_scheduler.client.exchange import Ask, Steps, exchange
 from job_scheduler.client.members import (
     WHEN,
-    NewTask,
     Place,
     TaskChange,
     TaskMembers,
@@ -34,13 +31,13 @@ from job_scheduler.client.members import (
     key_header,
     path_of,
 )
+from job_scheduler.client.operations_many import OperationsOnMany
 from job_scheduler.client.running import operation
-from job_scheduler.client.shapes import Handler, Moment, Preview, Run, Task
+from job_scheduler.client.shapes import Explanation, Forecast, Handler, Moment, Preview, Run, Task
+from job_scheduler.client.streams import Streams
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import LIST_DEFAULT_LIMIT
 from job_scheduler.identifiers import new_token
-
-T = TypeVar("T")
 
 _WAIT_SECONDS = 30
 """For how long one request waits for a task's end; what stands in between may end a longer one."""
@@ -48,15 +45,8 @@ _LOOK_SECONDS = 1.0
 """How often a task is looked at where the service does not let its callers wait."""
 
 
-class Operations:
-    """The operations of a client of the service at `_address`.
-
-    Each raises:
-        ApiError: the service refuses, or could not do it; see ``errors.py`` for its kinds.
-    """
-
-    _address: str
-    _retries: int
+class Operations(OperationsOnMany, Streams):
+    """The operations of a client."""
 
     # ------------------------------------------------------------------- making tasks
 
@@ -85,28 +75,6 @@ class Operations:
             idempotency_key = new_token()
         ask = Ask("POST", "/tasks", body=as_json(body), headers=key_header(idempotency_key))
         return (yield from self._ask(ask, task_of))
-
-    @operation
-    def create_many(
-        self, tasks: Iterable[NewTask], *, idempotency_key: str | None = None
-    ) -> Steps[list[Task]]:
-        """Schedule up to 10,000 tasks, all or none; return them in the same order.
-
-        Each is a dict of the members of ``POST /tasks``. As with `create`, a key is made where none
-        is given, unless a task has a `task_id` of yours: then each must have one to be repeated.
-        """
-        bodies = list(tasks)
-        named = ["task_id" in each for each in bodies]
-        if idempotency_key is None and not any(named):
-            idempotency_key = new_token()
-        ask = Ask(
-            "POST",
-            "/tasks/batch",
-            body=as_json({"tasks": bodies}),
-            headers=key_header(idempotency_key),
-            repeatable=idempotency_key is not None or all(named),
-        )
-        return (yield from self._ask(ask, tasks_of))
 
     @operation
     def preview(self, name: str, *, n: int = 5, **members: Unpack[TaskMembers]) -> Steps[Preview]:
@@ -228,17 +196,14 @@ class Operations:
         return (yield from self._ask(ask, handlers_of))
 
     @operation
-    def explain(self, task_id: str | UUID) -> Steps[Mapping[str, Any]]:
-        """Tell why a task has not run, ran late, ran twice or was skipped, and what to do: as
-        ``GET /tasks/{task_id}/explain`` has it.
-        """
-        ask = Ask("GET", f"{path_of(task_id)}/explain")
-        return (yield from self._ask(ask, document_of))
+    def explain(self, task_id: str | UUID) -> Steps[Explanation]:
+        """Tell why a task has not run, ran late, ran twice or was skipped, and what to do."""
+        return (yield from self._ask(Ask("GET", f"{path_of(task_id)}/explain"), explanation_of))
 
     @operation
-    def forecast(self, *, hours: int = 24) -> Steps[Mapping[str, Any]]:
-        """Tell how many tasks fall due in the next hours, as ``GET /forecast`` has it."""
-        return (yield from self._ask(Ask("GET", "/forecast", [("hours", str(hours))]), document_of))
+    def forecast(self, *, hours: int = 24) -> Steps[Forecast]:
+        """Tell how many tasks fall due in the next hours, and which names make the peaks."""
+        return (yield from self._ask(Ask("GET", "/forecast", [("hours", str(hours))]), forecast_of))
 
     @operation
     def health(self) -> Steps[Mapping[str, Any]]:
@@ -254,8 +219,3 @@ class Operations:
     def _act(self, task_id: str | UUID, verb: str, *, repeatable: bool = False) -> Steps[Task]:
         ask = Ask("POST", f"{path_of(task_id)}/{verb}", repeatable=repeatable)
         return (yield from self._ask(ask, task_of))
-
-    def _ask(self, ask: Ask, reader: Callable[[httpx.Response], T]) -> Steps[T]:
-        """Ask, and return what is read from the answer, which must be a success."""
-        answer = yield from exchange(ask, self._address, self._retries)
-        return understood(answer, reader)

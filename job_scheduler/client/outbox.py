@@ -30,7 +30,7 @@ from job_scheduler.core.fields import INSTANT_REMEDY, REMEDIES
 from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.store import TaskRow, tasks
-from job_scheduler.exceptions import InvalidBody, TaskConflict, UniqueKeyTaken
+from job_scheduler.exceptions import InvalidBody, Refusal, TaskConflict, UniqueKeyTaken
 from job_scheduler.identifiers import new_task_id
 
 _NOTIFY = text(
@@ -194,6 +194,6 @@ def _insert(connection: Connection, new: NewTask, *, any_time: bool) -> TaskRow:
         # Now is later than it was the first time: compare all but that.
         first = connection.scalar(select(tasks.c.run_at).where(tasks.c.task_id == new.task_id))
         [stored] = create_tasks(connection, [_at(new, first or new.run_at)])
-    if isinstance(stored, TaskConflict):
+    if isinstance(stored, Refusal):
         raise stored
     return stored

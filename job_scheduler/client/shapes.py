@@ -123,6 +123,108 @@ class Handler(Shape):
     rate_limit: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Shape):
+    """A change of a task's status; the stream of changes goes on after its `id`.
+
+    `former` is None for a new task, `status` for one that is gone.
+    """
+
+    id: str
+    task_id: str
+    name: str
+    status: str | None
+    former: str | None
+    attempt: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason(Shape):
+    """One reason why a task stands where it stands: a sentence, what to do, and the facts behind
+    it, which are told in `/docs`. What does not apply is None.
+    """
+
+    code: str
+    text: str
+    remedy: str
+    since: datetime | None = None
+    until: datetime | None = None
+    expected_at: datetime | None = None
+    seconds: float | None = None
+    run_at: datetime | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    missed_at: datetime | None = None
+    next_at: datetime | None = None
+    policy: str | None = None
+    name: str | None = None
+    instance_id: str | None = None
+    limit: str | None = None
+    key: str | None = None
+    holders: Sequence[str] | None = None
+    running: int | None = None
+    places: int | None = None
+    running_of_name: int | None = None
+    places_of_name: int | None = None
+    before: int | None = None
+    rate: float | None = None
+    attempts: int | None = None
+    attempt: int | None = None
+    max_attempts: int | None = None
+    error: str | None = None
+    progress: Mapping[str, Any] | None = None
+    runs: int | None = None
+    count: int | None = None
+    times: Sequence[datetime] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation(Shape):
+    """Why a task stands where it stands; the most important reason comes first."""
+
+    task_id: str
+    status: str
+    summary: str
+    reasons: Sequence[Reason]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastName(Shape):
+    """How many of the tasks have this name."""
+
+    name: str
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastInterval(Shape):
+    """How many tasks fall due from `at` on, until the next interval begins."""
+
+    at: datetime
+    tasks: int
+    names: Sequence[ForecastName]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast(Shape):
+    """How many tasks fall due from `begin`, which is now, until `until`, and the busiest intervals.
+
+    After `complete_until` there was more to count than one answer takes.
+    """
+
+    begin: datetime
+    until: datetime
+    interval_seconds: int
+    intervals: Sequence[ForecastInterval]
+    total: int
+    peaks: Sequence[ForecastInterval]
+    overdue: int
+    truncated: bool
+    complete_until: datetime
+
+
 def read(kind: type[S], document: Mapping[str, Any], **known: Any) -> S:
     """Return a JSON object as an object of a kind; `known` is what was read already.
 
@@ -131,7 +233,7 @@ def read(kind: type[S], document: Mapping[str, Any], **known: Any) -> S:
     """
     members = {
         name: datetime.fromisoformat(value) if is_time and value is not None else value
-        for name, is_time in _MEMBERS[kind].items()
+        for name, is_time in _members(kind).items()
         if name in document
         for value in [document[name]]
     }
@@ -147,12 +249,15 @@ def read_all(kind: type[S], documents: Sequence[Mapping[str, Any]]) -> list[S]:
     return [read(kind, document) for document in documents]
 
 
-_MEMBERS: dict[type[Shape], dict[str, bool]] = {
-    kind: {
-        each.name: datetime in (each.type, *get_args(each.type))
-        for each in fields(kind)
-        if each.name not in ("raw", "etag")
-    }
-    for kind in (Task, Run, Moment, Preview, Handler)
-}
-"""The members that an answer may have, and which of them are times."""
+_MEMBERS: dict[type[Shape], dict[str, bool]] = {}
+"""The members that an answer of a kind may have, and which of them are times; as asked for."""
+
+
+def _members(kind: type[Shape]) -> dict[str, bool]:
+    if kind not in _MEMBERS:
+        _MEMBERS[kind] = {
+            each.name: datetime in (each.type, *get_args(each.type))
+            for each in fields(kind)
+            if each.name not in ("raw", "etag")
+        }
+    return _MEMBERS[kind]

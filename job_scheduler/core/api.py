@@ -19,11 +19,12 @@ from job_scheduler.core.schemas_list import ListQuery
 from job_scheduler.core.schemas_task import Task, as_json
 from job_scheduler.core.store import TaskRow
 from job_scheduler.core.waiting import WAIT_MAX_SECONDS, wanted_seconds
-from job_scheduler.dependencies import OnceEach, ServicesDep, TaskIdDep, services_of
+from job_scheduler.dependencies import ServicesDep, TaskIdDep, services_of
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import (
     InvalidField,
     NamedTwice,
+    Refusal,
     SchedulerUnavailable,
     TaskConflict,
     TaskNotCancellable,
@@ -95,7 +96,7 @@ async def create_task(wanted: TaskCreate, request: Request) -> Response:
     try:
         with services.timer.reserved(new.due):
             stored = await services.creates.submit(new)
-            if isinstance(stored, TaskConflict):
+            if isinstance(stored, Refusal):
                 raise idempotency.as_told(stored, key)
     except (SchedulerUnavailable, SQLAlchemyError) as error:
         _logger.exception("task %s could not be created", task_id)
@@ -140,7 +141,6 @@ async def cancel_task(task_id: TaskIdDep, response: Response, services: Services
 @router.get(
     "",
     operation_id="listTasks",
-    dependencies=[OnceEach],
     summary="List tasks",
     response_model=list[Task],
     responses={

@@ -28,7 +28,7 @@ from job_scheduler.core.new_task import NewTask
 from job_scheduler.core.schemas import TaskBatch, TaskCreate
 from job_scheduler.core.schemas_task import Task, TaskOutcome, as_json
 from job_scheduler.core.store import DueTask, TaskRow
-from job_scheduler.core.timer import Timer
+from job_scheduler.core.timer import LOOKAHEAD, Timer
 from job_scheduler.dependencies import Services, ServicesDep
 from job_scheduler.errors import problem_of, problems
 from job_scheduler.exceptions import (
@@ -37,13 +37,15 @@ from job_scheduler.exceptions import (
     InvalidField,
     InvalidRequest,
     JobSchedulerError,
+    Refusal,
     SchedulerUnavailable,
     TaskConflict,
 )
+from job_scheduler.queries import StrictRoute
 
 _logger = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=StrictRoute)
 
 Outcome = tuple[HTTPStatus, TaskRow] | JobSchedulerError
 """What became of a task: the task with the status that ``POST /tasks`` has for it, or the error."""
@@ -106,8 +108,8 @@ async def create_batch(
             wanted = await asyncio.to_thread(
                 parse, raw, services.refusal_of, keyed=key is not None, partial=partial
             )
-            new = await asyncio.to_thread(_identify, wanted, key, services)
-            stored = await _store(new, key, services, partial=partial)
+            new, near = await asyncio.to_thread(_identify, wanted, key, services)
+            stored = await _store(new, near, key, services, partial=partial)
             if not partial:
                 return _json(await asyncio.to_thread(_written, stored), HTTPStatus.CREATED)
             outcomes = _outcomes(wanted, new, stored, key)
@@ -115,15 +117,21 @@ async def create_batch(
 
 
 async def _store(
-    new: Sequence[NewTask], key: str | None, services: Services, *, partial: bool
-) -> Sequence[TaskRow | TaskConflict]:
-    """Store all of these tasks or none; with `partial`, those that can be.
+    new: Sequence[NewTask],
+    near: Sequence[DueTask],
+    key: str | None,
+    services: Services,
+    *,
+    partial: bool,
+) -> Sequence[TaskRow | Refusal]:
+    """Store all of these tasks or none; with `partial`, those that can be. Those that are `near`
+    are held by the timer.
 
     Raises:
         BatchNotCreated: nothing was stored.
     """
     try:
-        async with _reserved(services.timer, [task.due for task in new]):
+        async with _reserved(services.timer, near):
             if not partial:
                 return await services.database.write(create_all, new, key)
             stored = await services.database.write(create_tasks, new)
@@ -133,9 +141,9 @@ async def _store(
     # What is another task, or that of another request, may be due at another time.
     services.look_again(
         *(
-            task.task_id if isinstance(answer, TaskConflict) else answer["task_id"]
+            task.task_id if isinstance(answer, Refusal) else answer["task_id"]
             for task, answer in zip(new, stored, strict=True)
-            if isinstance(answer, TaskConflict) or answer["task_id"] != task.task_id
+            if isinstance(answer, Refusal) or answer["task_id"] != task.task_id
         )
     )
     return stored
@@ -144,7 +152,7 @@ async def _store(
 def _outcomes(
     wanted: Sequence[Examined],
     new: Sequence[NewTask],
-    stored: Sequence[TaskRow | TaskConflict],
+    stored: Sequence[TaskRow | Refusal],
     key: str | None,
 ) -> list[Outcome]:
     """Return what became of each task that was asked for."""
@@ -155,7 +163,7 @@ def _outcomes(
             outcomes.append(one)
             continue
         task, answer = next(answers)
-        if not isinstance(answer, TaskConflict):
+        if not isinstance(answer, Refusal):
             is_other = answer["task_id"] != task.task_id
             outcomes.append((HTTPStatus.OK if is_other else HTTPStatus.CREATED, answer))
         else:
@@ -188,14 +196,19 @@ async def _read(request: Request, seconds: float) -> bytes:
         raise BodyTooSlow(seconds) from None
 
 
-def _identify(wanted: Sequence[Examined], key: str | None, services: Services) -> list[NewTask]:
-    """Return those that are taken, under their ids."""
+def _identify(
+    wanted: Sequence[Examined], key: str | None, services: Services
+) -> tuple[list[NewTask], list[DueTask]]:
+    """Return those that are taken, under their ids, and which of them are due within the timer's
+    reach.
+    """
     now = services.clock.now()
-    return [
+    new = [
         services.new_task(task, idempotency.id_of(task, key, index, now))
         for index, task in enumerate(wanted)
         if isinstance(task, TaskCreate)
     ]
+    return new, [task.due for task in new if task.first_start <= now + LOOKAHEAD]
 
 
 @asynccontextmanager
@@ -206,7 +219,8 @@ async def _reserved(timer: Timer, tasks: Sequence[DueTask]) -> AsyncIterator[Non
         SchedulerUnavailable: the timer refuses; none is reserved, and the block was not entered.
     """
     async with AsyncExitStack() as stack:
-        for begin in range(0, len(tasks), _AT_ONCE):
+        # Without any, it is asked too: what is to be run later needs a timer that runs.
+        for begin in range(0, len(tasks) or 1, _AT_ONCE):
             stack.enter_context(timer.reserved(*tasks[begin : begin + _AT_ONCE]))
             stack.push_async_callback(asyncio.sleep, 0)
             await asyncio.sleep(0)

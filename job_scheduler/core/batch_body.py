@@ -31,18 +31,19 @@ def parse(
         InvalidBody: it is no JSON that can be taken.
         RequestValidationError: it does not have the form of a batch.
         InvalidBatch: tasks are refused, or one task_id, or unique_key, stands there twice; and not
-            `partial`.
+            `partial`. (In part, it is for `on_conflict` to say what the second one of a key does.)
         NamedTwice: there is a key, and a task_id.
     """
     examined: list[Examined] = []
     refused: dict[int, InvalidRequest] = {}
     seen: dict[tuple[str, str], int] = {}
+    once = ("task_id",) if partial else ("task_id", "unique_key")
     for index, document in enumerate(_documents(raw)):
         one = examine(document, reason_against)
         if isinstance(one, TaskCreate):
             if keyed and one.task_id is not None:
                 raise NamedTwice
-            one = _repetition(one, index, seen) or one
+            one = _repetition(one, index, once, seen) or one
         if isinstance(one, InvalidRequest):
             refused[index] = one
         examined.append(one)
@@ -74,10 +75,10 @@ def _documents(raw: bytes) -> Sequence[Any]:
 
 
 def _repetition(
-    wanted: TaskCreate, index: int, seen: dict[tuple[str, str], int]
+    wanted: TaskCreate, index: int, once: Sequence[str], seen: dict[tuple[str, str], int]
 ) -> InvalidRequest | None:
-    """Return why a task is not taken that has an id, or a unique_key, of one before it."""
-    for name in ("task_id", "unique_key"):
+    """Return why a task is not taken that has what may stand there `once`, as one before it."""
+    for name in once:
         value = getattr(wanted, name)
         if value is not None and (before := seen.setdefault((name, value), index)) != index:
             return InvalidField("body", name, f"The same {name} as that of tasks.{before}.")

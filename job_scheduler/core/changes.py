@@ -6,7 +6,7 @@ person is told that it is too late; or after, and finds what the person wanted.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -28,10 +28,12 @@ from job_scheduler.exceptions import (
 )
 
 
-def version_of(row: Mapping[str, Any]) -> str:
-    """Return a text that is another one as soon as anything shows of the task that did not."""
+def etag_of(row: Mapping[str, Any]) -> str:
+    """Return a task's version as an entity tag (RFC 9110, section 8.8.3): another one as soon as
+    anything shows of the task that did not.
+    """
     shown = {name: _comparable(value) for name, value in row.items()}
-    return hashlib.blake2b(json.dumps(shown).encode(), digest_size=12).hexdigest()
+    return f'"{hashlib.blake2b(json.dumps(shown).encode(), digest_size=12).hexdigest()}"'
 
 
 def _comparable(value: Any) -> Any:
@@ -104,19 +106,20 @@ def change_task(
     connection: Connection,
     task_id: str,
     change: Callable[[TaskRow], dict[str, Any]],
-    versions: list[str] | None,
+    versions: Collection[str] | None,
 ) -> TaskRow:
     """Change a task that is scheduled or paused: `change` returns the columns' new values.
 
     Raises:
         TaskNotFound: there is none.
-        TaskChangedMeanwhile: it is not at one of these `versions` any more, if they are given.
+        TaskChangedMeanwhile: it is not at one of these `versions`, if they are given. They are
+            entity tags, of which weak ones never match (RFC 9110, section 13.1.1).
         TaskNotChangeable: it is running, or has finished.
         UniqueKeyTaken: another task has the key that it is to get.
     """
     row = _locked(connection, task_id, None)
-    if versions is not None and version_of(row) not in versions:
-        raise TaskChangedMeanwhile(task_id)
+    if versions is not None and etag_of(row) not in versions:
+        raise TaskChangedMeanwhile(task_id, versions)
     if row["status"] not in WAITING:
         raise TaskNotChangeable(task_id, TaskStatus(row["status"]))
     with one_of_a_key(task_id):

@@ -66,14 +66,16 @@ class Dispatcher:
 
         What is too much for memory is left to a later sweep.
         """
+        queued = self.queued
         for task in tasks:
             room = QUEUE_MAX if task.priority == 0 else 2 * QUEUE_MAX
-            if task.task_id in self._known or self.queued >= room:
+            if task.task_id in self._known or queued >= room:
                 continue
             lane = self._lane_of(task)
             if lane not in self._lanes:
                 self._lanes.append(lane)
             lane.put(task)
+            queued += 1
             self._known.add(task.task_id)
         self._start_runs()
 

@@ -12,6 +12,8 @@ from job_scheduler.clock import in_iso_8601
 
 _WORDS = re.compile(r"missed: the service was down (?:from (\S+Z) to|until) (\S+Z)")
 
+_GIVEN_UP = "given up after "
+
 
 @dataclass(frozen=True, slots=True)
 class Downtime:
@@ -32,6 +34,18 @@ class Downtime:
     def result(self) -> str:
         """What becomes the result of a task that it made miss its time."""
         return f"missed: the service was down {self.words}"
+
+    def gives_up(self, attempts: int) -> str:
+        """Return what becomes the result of a run that it made miss its next attempt."""
+        made = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        return (
+            f"{_GIVEN_UP}{made}: the next one was missed, since the service was down {self.words}"
+        )
+
+
+def tells_of_giving_up(result: Any) -> bool:
+    """Tell whether a result is that of a run whose next attempt was missed."""
+    return isinstance(result, str) and result.startswith(_GIVEN_UP)
 
 
 def downtime_in(result: Any) -> Downtime | None:

@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Table,
     delete,
+    func,
     literal_column,
     select,
     text,
@@ -30,10 +32,33 @@ KEPT = timedelta(minutes=15)
 
 EventRow = Mapping[str, Any]
 
-_XID = {"postgresql": "CAST(CAST(pg_current_xact_id() AS text) AS bigint)", "sqlite": "0"}
-_OLDEST_XID = "CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)"
-_LAST_EVENT = "(SELECT coalesce(max(event_id), 0) FROM task_events)"
-_FLOOR_EVENT = {"postgresql": "0", "sqlite": _LAST_EVENT}
+
+def _number(xid8: str) -> str:
+    return f"CAST(CAST({xid8} AS text) AS bigint)"
+
+
+_XID = {"postgresql": _number("pg_current_xact_id()"), "sqlite": "0"}
+_OLDEST_XID = _number("pg_snapshot_xmin(pg_current_snapshot())")
+_NEXT_XID = _number("pg_snapshot_xmax(pg_current_snapshot())")
+# A snapshot knows the transactions of the whole server. Those of its other databases, which may
+# take hours, change nothing here: the lock that each holds on its own id tells where its session
+# is. One that has just ended holds none any more, and counts as one of ours until the next look.
+_OLDEST_XID_HERE = text(f"""
+    SELECT coalesce(min({_number("under_way.xid")}), {_NEXT_XID})
+    FROM pg_snapshot_xip(pg_current_snapshot()) AS under_way (xid)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_locks AS held, pg_stat_get_activity(held.pid) AS session
+        WHERE held.locktype = 'transactionid' AND held.mode = 'ExclusiveLock'
+            AND held.transactionid = CAST(under_way.xid AS xid)
+            AND session.datid <> (SELECT oid FROM pg_database WHERE datname = current_database())
+    )
+    """)  # noqa: S608 (made of constants)
+_LAST_EVENT = {
+    "postgresql": "(SELECT coalesce(max(event_id), 0) FROM task_events)",
+    # Also when the last ones are forgotten.
+    "sqlite": "(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'task_events')",
+}
+_FLOOR_EVENT = {"postgresql": "0", "sqlite": _LAST_EVENT["sqlite"]}
 
 
 class Place(NamedTuple):
@@ -59,6 +84,9 @@ class Place(NamedTuple):
 def note_changes(connection: Connection) -> None:
     """Have changes noted for some more minutes; if they were not, they are known from now on."""
     dialect = connection.dialect.name
+    if dialect == "sqlite":
+        for statement in _LEAVE_AN_ID_OUT:
+            connection.execute(statement)
     connection.execute(_NOTE[dialect], {"seconds": WATCHED.total_seconds()})
 
 
@@ -68,38 +96,56 @@ def beginning(connection: Connection) -> Place:
     What became visible a moment ago may come, too.
     """
     if connection.dialect.name == "postgresql":
-        return Place(connection.execute(select(literal_column(_OLDEST_XID))).scalar_one(), 0)
-    return Place(0, connection.execute(select(literal_column(_LAST_EVENT))).scalar_one())
+        return Place(settled(connection), 0)
+    return Place(0, _last_event(connection))
 
 
-def is_complete_from(connection: Connection, place: Place) -> bool:
-    """Tell whether all that came after a place is still there."""
-    floor = connection.execute(
+def settled(connection: Connection) -> int:
+    """Return a transaction all before which have ended, as far as they are of this database.
+
+    The answer may be lower than one before it; that one still holds.
+    """
+    if connection.dialect.name == "postgresql":
+        return int(connection.execute(_OLDEST_XID_HERE).scalar_one())
+    return 0
+
+
+def floor(connection: Connection) -> Place | None:
+    """Return the first place after which no change is missing; None: none are noted now."""
+    row = connection.execute(
         select(watch.c.floor_xid, watch.c.floor_event).where(
             watch.c.until > literal_column(NOW_SQL[connection.dialect.name], UtcDateTime())
         )
     ).one_or_none()
-    return floor is not None and tuple(floor) <= place <= _end(connection)
+    return None if row is None else Place(*row)
 
 
-def last_place(connection: Connection) -> Place | None:
-    """Return the place of the last change, if there is one."""
+def is_complete_from(connection: Connection, place: Place) -> bool:
+    """Tell whether all that came after a place is still there."""
+    lowest = floor(connection)
+    return lowest is not None and lowest <= place <= _end(connection)
+
+
+def last_place(connection: Connection, known: int = 0) -> Place | None:
+    """Return the place of the last change, if there is one; `known` is what has `settled`."""
     row = connection.execute(
         select(events.c.xid, events.c.event_id)
-        .where(*_is_visible(connection))
+        .where(*_is_visible(connection, known))
         .order_by(events.c.xid.desc(), events.c.event_id.desc())
         .limit(1)
     ).one_or_none()
     return None if row is None else Place(*row)
 
 
-def changes_after(connection: Connection, place: Place, limit: int) -> Sequence[EventRow]:
-    """Return up to `limit` changes after a place, in their order."""
+def changes_after(
+    connection: Connection, place: Place, limit: int, known: int = 0
+) -> Sequence[EventRow]:
+    """Return up to `limit` changes after a place, in their order; `known` is what has `settled`."""
     here = tuple_(events.c.xid, events.c.event_id)
     types = [events.c.xid.type, events.c.event_id.type]
     found = connection.execute(
         select(events)
-        .where(here > tuple_(*place, types=types), *_is_visible(connection))
+        .where(here > tuple_(*place, types=types), *_is_visible(connection, known))
         .order_by(events.c.xid, events.c.event_id)
         .limit(limit)
     )
@@ -139,14 +185,19 @@ def _end(connection: Connection) -> Place:
     """Return a place behind which nothing can be yet: no id of ours lies there."""
     if connection.dialect.name == "sqlite":
         return beginning(connection)
-    last: int = connection.execute(select(literal_column(_LAST_EVENT))).scalar_one()
-    return Place(beginning(connection).xid, last)
+    next_xid = connection.execute(select(literal_column(_NEXT_XID, BigInteger()))).scalar_one()
+    return Place(next_xid, _last_event(connection))
 
 
-def _is_visible(connection: Connection) -> list[Any]:
+def _last_event(connection: Connection) -> int:
+    last = literal_column(_LAST_EVENT[connection.dialect.name], BigInteger())
+    return connection.execute(select(last)).scalar_one()
+
+
+def _is_visible(connection: Connection, known: int) -> list[Any]:
     if connection.dialect.name == "sqlite":
         return []
-    return [events.c.xid < literal_column(_OLDEST_XID)]
+    return [events.c.xid < func.greatest(literal_column(_OLDEST_XID), known)]
 
 
 def _note_statement(dialect: str) -> Any:
@@ -163,6 +214,18 @@ def _note_statement(dialect: str) -> Any:
 
 
 _NOTE = {dialect: _note_statement(dialect) for dialect in NOW_SQL}
+# What was not noted has no ids. So an id is left out, and the floor lies above all that any reader
+# has had before; on PostgreSQL, transactions have numbers that do so.
+_LEAVE_AN_ID_OUT = (
+    text("""
+    INSERT INTO sqlite_sequence (name, seq) SELECT 'task_events', 0
+    WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'task_events')
+    """),
+    text(f"""
+    UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'task_events'
+    AND NOT EXISTS (SELECT 1 FROM event_watch WHERE until > {NOW_SQL["sqlite"]})
+    """),  # noqa: S608 (made of constants)
+)
 _RAISE = text("""
     UPDATE event_watch SET floor_xid = :xid, floor_event = :event_id
     WHERE floor_xid < :xid OR (floor_xid = :xid AND floor_event < :event_id)

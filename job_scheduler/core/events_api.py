@@ -7,13 +7,14 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from job_scheduler.core.events import EventRow, Place
-from job_scheduler.core.schemas_events import EventQuery, TaskChanged
+from job_scheduler.core.schemas_events import EXAMPLE_STREAM, EventQuery, TaskChanged
 from job_scheduler.core.watching import Start
-from job_scheduler.dependencies import OnceEach, ServicesDep
+from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import InvalidField
+from job_scheduler.queries import StrictRoute
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=StrictRoute)
 
 _BAD_PLACE = InvalidField(
     "header", "Last-Event-ID", "Not an id of ours. Take it from the last event, or leave it out."
@@ -43,8 +44,23 @@ async def _start(
     operation_id="watchEvents",
     summary="Watch what changes",
     response_class=EventSourceResponse,
-    dependencies=[OnceEach],
-    responses=problems(_BAD_PLACE, 500, 503),
+    responses={
+        200: {
+            "description": "Server-sent events, for as long as you listen.",
+            "content": {
+                EventSourceResponse.media_type: {
+                    "schema": {
+                        "type": "string",
+                        "description": "Events with `id` and `data`. The `data` of a change is a "
+                        "JSON object with `task_id`, `name`, `status`, `former`, `attempt` and "
+                        "`at`; that of the event `open` has `complete`.",
+                    },
+                    "example": EXAMPLE_STREAM,
+                }
+            },
+        },
+        **problems(_BAD_PLACE, 500, 503),
+    },
 )
 async def watch_events(
     query: Annotated[EventQuery, Query()],
@@ -57,11 +73,12 @@ async def watch_events(
     `Last-Event-ID` may be missing, and it is time to read the list anew. Each further one is a
     task whose status has changed: `former` is null for a new one, `status` for one that is gone.
     An event may come twice, after a reconnection, say; its id is the same then. While nothing
-    changes, a comment comes every 15 seconds.
+    changes, a comment comes every 15 seconds. Where changes may be missing, since you read too
+    slowly or the database was away for long, the stream ends: come back with the last id.
     """
     opened = {"complete": start.is_complete}
     yield ServerSentEvent(event="open", id=str(start.place), data=opened)
-    async for rows in services.watching.changes_after(start.place):
+    async for rows in services.watching.changes_after(start):
         for row in rows:
             if query.wants(row):
                 yield _event(row)

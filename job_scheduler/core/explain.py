@@ -7,8 +7,10 @@ from itertools import chain
 from job_scheduler.constants import WAITING, TaskStatus
 from job_scheduler.core.facts import Facts, Here
 from job_scheduler.core.reasons import Reason, ReasonCode
-from job_scheduler.core.why_again import why_again, why_late
+from job_scheduler.core.why_again import why_again
 from job_scheduler.core.why_ended import done, missed_as_failed, why_ended, why_running
+from job_scheduler.core.why_failing import why_failing
+from job_scheduler.core.why_late import why_late
 from job_scheduler.core.why_recurring import why_recurring
 from job_scheduler.core.why_waiting import why_waiting
 
@@ -28,7 +30,7 @@ def explain(facts: Facts, here: Here) -> Explanation:
     task = facts.task
     found: dict[ReasonCode, Reason] = {}
     for reason in chain(
-        _present(facts, here), why_late(facts), why_again(facts), why_recurring(facts)
+        _present(facts, here), why_late(facts), why_again(facts), why_recurring(facts, here)
     ):
         found.setdefault(reason.code, reason)
     reasons = list(found.values()) or [done(facts)]
@@ -40,9 +42,11 @@ def _present(facts: Facts, here: Here) -> Iterator[Reason]:
     task = facts.task
     if task.status is TaskStatus.Running:
         yield from why_running(facts, here)
+        yield from why_failing(facts)
     elif task.status in WAITING:
         yield from why_waiting(facts, here)
-        # Of a recurring task that is what became of the time before.
+        # What became of the time before, of a recurring task.
+        yield from why_failing(facts)
         if (missed := missed_as_failed(facts)) is not None:
             yield missed
     else:

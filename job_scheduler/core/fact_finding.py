@@ -47,7 +47,7 @@ from job_scheduler.core.limits import HANDLER, KEY, RATE
 from job_scheduler.core.models import DUE_WHERE
 from job_scheduler.core.records import task_runs
 from job_scheduler.core.store import DUE_AT, DUE_COLUMNS, HANDLER_NAME, tasks
-from job_scheduler.core.why_again import lateness
+from job_scheduler.core.why_late import late_start
 from job_scheduler.exceptions import TaskNotFound
 
 ATTEMPTS_TOLD = 20
@@ -234,13 +234,12 @@ def _line_at_limit(connection: Connection, limit: str, due: datetime, priority: 
 
 def _held(connection: Connection, facts: Facts) -> list[str]:
     """Return which tasks ran with its key while the task was late."""
-    key, late = facts.task.concurrency_key, lateness(facts)
+    key, late = facts.task.concurrency_key, late_start(facts)
     if key is None or late is None:
         return []
-    planned, started = late
     looked_at = (
         select(tasks.c.task_id, tasks.c.run_at, tasks.c.started_at, tasks.c.finished_at)
-        .where(tasks.c.concurrency_key == key, tasks.c.run_at <= started)
+        .where(tasks.c.concurrency_key == key, tasks.c.run_at <= late.started_at)
         .order_by(tasks.c.run_at.desc(), tasks.c.task_id.desc())
         .limit(_KEYED_MAX)
         .subquery()
@@ -249,8 +248,8 @@ def _held(connection: Connection, facts: Facts) -> list[str]:
         select(looked_at.c.task_id)
         .where(
             looked_at.c.task_id != facts.task.task_id,
-            looked_at.c.started_at < started,
-            func.coalesce(looked_at.c.finished_at, started) > planned,
+            looked_at.c.started_at < late.started_at,
+            func.coalesce(looked_at.c.finished_at, late.started_at) > late.planned,
         )
         .order_by(looked_at.c.started_at.desc())
         .limit(NAMED_MAX)

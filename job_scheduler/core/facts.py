@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from job_scheduler.constants import InstanceState, OnCrash, RunOutcome, TaskStatus
+from job_scheduler.constants import InstanceState, OnCrash, RecoverPastTasks, RunOutcome, TaskStatus
 from job_scheduler.core.downtime import Life
 from job_scheduler.core.limits import Limits
+from job_scheduler.core.recurrence import Recurrence
 
 COUNTED_MAX = 1_000
 """Tasks before another one that are counted, at most."""
 NAMED_MAX = 10
 """Tasks, or times, that a reason names, at most."""
+CUT_OFF = (RunOutcome.Crashed, RunOutcome.Interrupted, RunOutcome.Lost)
+"""The outcomes of an attempt that has not said itself how it ended, or too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,16 @@ class TaskFacts:
     recurrence: Any
     run_count: int | None
     last_status: str | None
+
+    @property
+    def rule(self) -> Recurrence | None:
+        """How it recurs; None: it does not, or nobody can read how."""
+        if self.recurrence is None:
+            return None
+        try:
+            return Recurrence.of(self.recurrence)
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +157,29 @@ class Facts:
         return sum(one.state is InstanceState.Alive for one in self.instances)
 
     @property
+    def runs(self) -> list[list[Attempt]]:
+        """The attempts of each run, of which a recurring task has one for each of its times."""
+        runs: list[list[Attempt]] = []
+        for attempt in self.history.attempts:
+            if not runs or (attempt.attempt <= 1 and self.task.recurrence is not None):
+                runs.append([])
+            runs[-1].append(attempt)
+        return runs
+
+    @property
     def occurrence(self) -> list[Attempt]:
         """The attempts at the task, or at the last of its occurrences, if it recurs."""
-        attempts = list(self.history.attempts)
-        if self.task.recurrence is None:
-            return attempts
-        firsts = [place for place, each in enumerate(attempts) if each.attempt <= 1]
-        if self.task.status is TaskStatus.Running and self.task.attempt <= 1:
+        begins = self.task.status is TaskStatus.Running and self.task.attempt <= 1
+        if not self.runs or (begins and self.task.recurrence is not None):
             return []
-        return attempts[firsts[-1] :] if firsts else attempts
+        return self.runs[-1]
+
+    @property
+    def run_before(self) -> Attempt | None:
+        """The last attempt at the occurrence before that, if it recurs and there was one."""
+        attempts = self.history.attempts
+        before = attempts[: len(attempts) - len(self.occurrence)]
+        return before[-1] if before else None
 
     @property
     def first_start(self) -> tuple[datetime, datetime] | None:
@@ -196,6 +223,7 @@ class Here:
     limits: Limits
     lease: float
     rate: float
+    policy: RecoverPastTasks
     room: Callable[[Facts], Room]
 
 

@@ -1,12 +1,13 @@
 """The kinds of values that requests and responses are made of."""
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, SkipValidation
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, SkipValidation
 from pydantic.json_schema import WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from job_scheduler.constants import (
     BATCH_MAX_TASKS,
@@ -107,6 +108,24 @@ def _is_part(value: object) -> bool:
 def whole_number(value: object) -> object:
     """Return 3.0 as 3: to JSON they are the same number. The rest is left as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@dataclass(frozen=True, slots=True)
+class NullMeans:
+    """Tells of a member that null means its `default`, as if it were left out."""
+
+    default: Any
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Return the member's schema, with null."""
+        return core_schema.no_info_after_validator_function(
+            self._chosen, core_schema.nullable_schema(handler(source))
+        )
+
+    def _chosen(self, value: Any) -> Any:
+        return self.default if value is None else value
 
 
 Name = Annotated[

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from job_scheduler.core.due_counts import Due, read_due
 from job_scheduler.core.forecast import Expansion, Interval, summed
@@ -18,8 +18,9 @@ from job_scheduler.core.schemas_forecast import (
 )
 from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
+from job_scheduler.queries import StrictRoute
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=StrictRoute)
 
 STEPS_MAX = 50_000
 """Steps of work that one forecast takes, at most: some seconds."""
@@ -37,6 +38,7 @@ _BREATH = 0.005
     responses=problems(422, 500, 503),
 )
 async def forecast(
+    request: Request,
     services: ServicesDep,
     hours: Annotated[
         int, Query(ge=1, le=HOURS_MAX, description="How many hours are looked ahead.")
@@ -55,13 +57,18 @@ async def forecast(
 
     Paused tasks and those that were set aside after a downtime do not count. Nobody knows yet which
     times a recurring task will leave out (`overlap`), and how many tasks will be tried again.
+
+    One forecast is made at a time, for all who wait for the same one. Who would wait for its turn
+    for longer than 20 seconds is told to come back (503).
     """
-    # One at a time: it may keep a thread of the database for a second or two.
-    async with services.forecasts.turn():
+
+    async def make() -> Forecast:
         due = await services.database.read_at_once(read_due, hours, intervals)
         expansion = Expansion(due.grid, due.recurring)
         await _carry_out(expansion.steps(), STEPS_MAX)
-    return _answer(due, expansion)
+        return _answer(due, expansion)
+
+    return await services.forecasts.ask((hours, intervals), make, request.is_disconnected)
 
 
 async def _carry_out(steps: Iterator[None], most: int) -> None:

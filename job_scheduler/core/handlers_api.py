@@ -10,8 +10,9 @@ from job_scheduler.core.handlers.registry import Handler
 from job_scheduler.core.schemas_handlers import HandlerShown
 from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
+from job_scheduler.queries import StrictRoute
 
-router = APIRouter(prefix="/handlers", tags=["handlers"])
+router = APIRouter(prefix="/handlers", tags=["handlers"], route_class=StrictRoute)
 
 
 @router.get(

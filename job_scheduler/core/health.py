@@ -6,6 +6,8 @@ from fastapi import APIRouter, Response
 
 from job_scheduler.clock import SystemClock
 from job_scheduler.core.schemas_health import (
+    EXAMPLE,
+    EXAMPLE_UNAVAILABLE,
     ClockHealth,
     Health,
     PartHealth,
@@ -34,7 +36,12 @@ class NotReady(Unavailable):
     response_model=Health,
     summary="How the service does, part by part",
     responses={
-        503: {"model": Health, "description": "The service cannot do its work."},
+        200: {"content": {"application/json": {"example": EXAMPLE}}},
+        503: {
+            "model": Health,
+            "description": "The service cannot do its work.",
+            "content": {"application/json": {"example": EXAMPLE_UNAVAILABLE}},
+        },
         **problems(500),
     },
 )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from job_scheduler.constants import InstanceState
 from job_scheduler.core import instances
 from job_scheduler.core.instances import Member
+from job_scheduler.core.shares import Share
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable
 
@@ -43,6 +44,7 @@ class Heartbeat:
     ) -> None:
         self._database = database
         self._member = member
+        self._share = Share()
         self._new_id = new_id
         self._lease = lease
         self._monotonic = monotonic
@@ -61,6 +63,11 @@ class Heartbeat:
     def instance_id(self) -> str:
         """The id under which this instance claims at present."""
         return self._member.instance_id
+
+    @property
+    def share(self) -> Share:
+        """This instance's share of the tasks of one instant, as of the last beat."""
+        return self._share
 
     def silent_for(self) -> float:
         """Return for how many seconds no heartbeat has reached the database, at most."""
@@ -110,6 +117,7 @@ class Heartbeat:
             if not instances.beat(connection, self.instance_id):
                 reborn = Member(self._new_id(), self._member.process)
                 instances.register(connection, reborn, self._reborn_as)
+            share = instances.share_of(connection, (reborn or self._member).instance_id)
         if reborn is not None:
             _logger.warning(
                 "this instance was declared dead as %s: it takes part again as %s",
@@ -117,6 +125,7 @@ class Heartbeat:
                 reborn.instance_id,
             )
             self._member = reborn
+        self._share = share
         self._beaten_at = sent_at
 
     def _run(self) -> None:

@@ -11,7 +11,7 @@ from job_scheduler.exceptions import (
     IdempotencyKeyReused,
     InvalidField,
     JobSchedulerError,
-    TaskConflict,
+    Refusal,
     UniqueKeyTaken,
 )
 from job_scheduler.identifiers import new_task_id, task_id_in_batch
@@ -72,10 +72,10 @@ def id_of(wanted: TaskCreate, key: str | None, place: int, now: datetime) -> str
     return new_task_id(now) if key is None else task_id_in_batch(key, place)
 
 
-def as_told(conflict: TaskConflict, key: str | None) -> JobSchedulerError:
-    """Return a conflict as whoever sent a request with this key, or none, is told of it."""
-    if key is None or isinstance(conflict, UniqueKeyTaken):
-        return conflict
+def as_told(refusal: Refusal, key: str | None) -> JobSchedulerError:
+    """Return a refusal as whoever sent a request with this key, or none, is told of it."""
+    if key is None or isinstance(refusal, UniqueKeyTaken | InvalidField):
+        return refusal
     return IdempotencyKeyReused(key)
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import Connection, Table, delete, insert, select, text, update
+from sqlalchemy import Connection, Table, delete, func, insert, or_, select, text, update
 
 from job_scheduler.constants import InstanceState
 from job_scheduler.core.columns import database_now, database_time
 from job_scheduler.core.models import Instance
+from job_scheduler.core.shares import Share
 from job_scheduler.process import ProcessIdentity
 
 instances = cast("Table", Instance.__table__)
@@ -142,6 +143,16 @@ def beat(connection: Connection, instance_id: str) -> bool:
         .values(heartbeat_seq=instances.c.heartbeat_seq + 1, heartbeat_at=database_now())
     )
     return bool(beaten.rowcount)
+
+
+def share_of(connection: Connection, instance_id: str) -> Share:
+    """Return an instance's share of the work among those that take part, itself included."""
+    takes_part = or_(
+        instances.c.state == InstanceState.Alive.value, instances.c.instance_id == instance_id
+    )
+    before = func.count().filter(instances.c.instance_id < instance_id)
+    place, number = connection.execute(select(before, func.count()).where(takes_part)).one()
+    return Share(place, number)
 
 
 def leave(connection: Connection, instance_id: str) -> None:

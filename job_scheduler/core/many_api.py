@@ -14,18 +14,19 @@ from job_scheduler.batch_exceptions import InvalidBatch
 from job_scheduler.bodies import JsonRoute
 from job_scheduler.constants import WAITING, Sort
 from job_scheduler.core import selection
+from job_scheduler.core.change_body import CHANGE_BODY, changed, examine_change
 from job_scheduler.core.cursors import read_cursor, write_cursor
 from job_scheduler.core.fields import EXAMPLE_ID
 from job_scheduler.core.filters import TaskFilter
-from job_scheduler.core.manage_api import CHANGE_BODY, changed
+from job_scheduler.core.new_task import is_already
 from job_scheduler.core.schemas_list import ManyQuery, ManyResult
 from job_scheduler.core.selection import Selection
 from job_scheduler.core.store import TaskRow
-from job_scheduler.dependencies import OnceEach, Services, ServicesDep
+from job_scheduler.dependencies import Services, ServicesDep
 from job_scheduler.errors import problems, refusal_of
 from job_scheduler.exceptions import InvalidField, InvalidRequest, UniqueKeyTaken
 
-router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute, dependencies=[OnceEach])
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
 _NO_FILTER = InvalidField(
     "query",
@@ -46,7 +47,8 @@ _Query = Annotated[ManyQuery, Query()]
 async def delete_tasks(query: _Query, services: ServicesDep) -> ManyResult:
     """Remove the tasks that meet all filters and are scheduled or paused: they never run.
 
-    The filters are those of `GET /tasks`. At most `limit` are removed, all of them or none.
+    The filters are those of `GET /tasks`. At most `limit` are removed, all of them or none. What
+    is just being changed is waited for; what has started by then is left alone.
     """
     wanted = _waiting(query)
     chosen = await _chosen(query, wanted, services)
@@ -78,18 +80,24 @@ async def change_tasks(
     """Change the tasks that meet all filters and are scheduled or paused, as `PATCH
     /tasks/{task_id}` does.
 
-    The filters are those of `GET /tasks`. At most `limit` are changed, all of them or none.
+    The filters are those of `GET /tasks`. At most `limit` are changed, all of them or none. What
+    is just being changed is waited for; what has started by then is left alone.
     """
     wanted = _waiting(query)
+    examine_change(change)
     chosen = await _chosen(query, wanted, services)
     changing = partial(_changed, services, change)
-    if query.dry_run:
+    if not query.dry_run:
+        done = await services.database.write(selection.change_tasks, chosen.ids, wanted, changing)
+        services.look_again(*done)
+        number = len(done)
+    elif change.get("unique_key") is None:
         rows = await services.database.read(selection.look, chosen.ids, wanted)
-        await asyncio.to_thread(changing, rows)
-        return _result(query, wanted, chosen, len(rows))
-    done = await services.database.write(selection.change_tasks, chosen.ids, wanted, changing)
-    services.look_again(*done)
-    return _result(query, wanted, chosen, len(done))
+        number = len(await asyncio.to_thread(changing, rows))
+    else:  # Who has the key, the database alone knows: it refuses it to the second task at once.
+        tried = await services.database.write(selection.try_change, chosen.ids, wanted, changing)
+        number = len(tried)
+    return _result(query, wanted, chosen, number)
 
 
 def _waiting(query: ManyQuery) -> TaskFilter:
@@ -117,21 +125,27 @@ def _result(query: ManyQuery, wanted: TaskFilter, chosen: Selection, number: int
 
 def _changed(
     services: Services, change: dict[str, Any], rows: Sequence[TaskRow]
-) -> list[dict[str, Any]]:
-    """Return the new values of each task's columns.
+) -> dict[str, dict[str, Any]]:
+    """Return the new values of the tasks' columns, by the ids of those that are to be changed.
+
+    One that is as wanted already is not among them. The walk goes by run_at: a task whose time has
+    been moved ahead is met again.
 
     Raises:
         InvalidBatch: some would not be taken like this.
     """
-    values: list[dict[str, Any]] = []
+    changes: dict[str, dict[str, Any]] = {}
     refused: dict[str, InvalidRequest] = {}
     for row in rows:
         try:
-            values.append(changed(services, change, row))
+            values = changed(services, change, row)
         except InvalidRequest as refusal:
             refused[row["task_id"]] = refusal
         except RequestValidationError as error:
             refused[row["task_id"]] = refusal_of(error)
+        else:
+            if not is_already(row, values):
+                changes[row["task_id"]] = values
     if refused:
         raise InvalidBatch(refused)
-    return values
+    return changes

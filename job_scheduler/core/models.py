@@ -249,6 +249,13 @@ class ScheduledTask(Base):
             postgresql_where=text("concurrency_key IS NOT NULL"),
             sqlite_where=text("concurrency_key IS NOT NULL"),
         ),
+        # For the retention of their attempts.
+        Index(
+            "ix_scheduled_tasks_recurring",
+            "task_id",
+            postgresql_where=text("recurrence IS NOT NULL"),
+            sqlite_where=text("recurrence IS NOT NULL"),
+        ),
         Index(
             UNIQUE_INDEX,
             "unique_key",

@@ -7,7 +7,7 @@ from typing import Any
 
 from job_scheduler import strict_json
 from job_scheduler.constants import Overlap
-from job_scheduler.core.columns import written
+from job_scheduler.core import columns
 from job_scheduler.core.schemas import TaskCreate
 from job_scheduler.core.schemas_when import RECURRENCE_FIELDS
 from job_scheduler.core.store import COMMAND, HANDLER, PATTERN, WEBHOOK, DueTask, TaskRow
@@ -48,9 +48,9 @@ _NOT_COMPARED = frozenset({"task_id", "expects_handler"})
 class NewTask:
     """A task as its caller wants it, under its id.
 
-    `run_at` is when it runs (first). Where `wanted` does not say how often it may be started,
-    `default_attempts` does. `expects_handler` tells whether there is a handler of its name; None:
-    nobody has looked.
+    `run_at` is when it runs (first), and `run_count` how often it has recurred elsewhere. Where
+    `wanted` does not say how often it may be started, `default_attempts` does. `expects_handler`
+    tells whether there is a handler of its name; None: nobody has looked.
     """
 
     task_id: str
@@ -58,6 +58,7 @@ class NewTask:
     run_at: datetime
     default_attempts: int = 1
     expects_handler: bool | None = None
+    run_count: int = 0
 
     @property
     def due(self) -> DueTask:
@@ -66,13 +67,18 @@ class NewTask:
         kind = WEBHOOK if wanted.webhook else COMMAND if wanted.command else HANDLER
         is_pattern = wanted.overlap is Overlap.Allow
         return DueTask(
-            self.starts_at or self.run_at,
+            self.first_start,
             self.task_id,
             wanted.name,
             PATTERN if is_pattern else kind,
             wanted.priority,
             wanted.concurrency_key is not None and not is_pattern,
         )
+
+    @property
+    def first_start(self) -> datetime:
+        """When it starts (first)."""
+        return self.starts_at or self.run_at
 
     @property
     def starts_at(self) -> datetime | None:
@@ -92,7 +98,7 @@ def members_of(task: NewTask) -> dict[str, Any]:
         if (value := getattr(wanted, name)) is not None
     }
     if (recurrence := wanted.recurrence) is not None:
-        members |= {"recurrence": recurrence.as_document(), "run_count": 0}
+        members |= {"recurrence": recurrence.as_document(), "run_count": task.run_count}
         if (starts_at := task.starts_at) is not None:
             members["retry_at"] = starts_at
     for name in members.keys() & _MODELS:
@@ -128,11 +134,25 @@ def is_as_wanted(row: TaskRow, task: NewTask) -> bool:
     )
 
 
-def written_times(members: dict[str, Any], dialect: str) -> dict[str, str]:
-    return {
-        name: written(members[name], dialect)
-        for name in ("run_at", "start_before", "retry_at")
-        if name in members
+def is_already(row: TaskRow, members: Mapping[str, Any]) -> bool:
+    """Tell whether a task, as far as it is shown, has these values in its columns."""
+    kinds = MEMBERS | OF_RECURRING
+    return all(
+        strict_json.same(value, row[name])
+        if kinds.get(name) in ("json", "jsonb")
+        else value == row[name]
+        for name, value in members.items()
+        if name in row
+    )
+
+
+def written(members: dict[str, Any], dialect: str) -> dict[str, Any]:
+    """Return what is to be stored as the database takes it, inside JSON."""
+    if dialect == "postgresql":
+        return members  # It reads times as JSON has them.
+    times = ("run_at", "start_before", "retry_at")
+    return members | {
+        name: columns.written(members[name], dialect) for name in times if name in members
     }
 
 
@@ -150,6 +170,8 @@ def request_of(task: Mapping[str, Any], change: Mapping[str, Any] = {}) -> dict[
         members.pop("run_at", None)
         if change.get("run_at") is None:
             members |= recurrence
+        else:
+            members["timezone"] = recurrence.get("timezone")  # Its author's times are of there.
     if any(change.get(kind) is not None for kind in _KINDS):
         for kind in _KINDS:
             members.pop(kind, None)

@@ -9,7 +9,7 @@ some instant; "missed" is what was set aside under one instant, its ``missed_at`
 sweep nor claim takes. Recurring tasks are the concern of ``recurring.py`` instead.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -86,12 +86,12 @@ def _fail(
 ) -> int:
     values = {**which, "reason": strict_json.dumps(reason), "number": BATCH}
     failed = _execute(connection, statements, values).all()
-    send_failed_hooks(connection, failed, reason)
+    send_failed_hooks(connection, [(row, reason) for row in failed])
     return len(failed)
 
 
-def send_failed_hooks(connection: Connection, failed: Sequence[Row[Any]], reason: str) -> None:
-    """Have the hooks of tasks sent that have failed for this reason, without a run."""
+def send_failed_hooks(connection: Connection, failed: Iterable[tuple[Row[Any], str]]) -> None:
+    """Have the hooks of tasks sent that have failed without another run, each for its reason."""
     hooks = [
         {
             "name": ON_FAILED,
@@ -102,7 +102,7 @@ def send_failed_hooks(connection: Connection, failed: Sequence[Row[Any]], reason
                 row.on_failed, row.task_id, row.name, row.attempt, TaskStatus.Failed, reason
             ),
         }
-        for row in failed
+        for row, reason in failed
         if row.on_failed is not None
     ]
     if hooks:

@@ -47,6 +47,8 @@ class ReasonCode(StrEnum):
     # It started late.
     PostedLate = "posted_late"
     LateByDowntime = "late_by_downtime"
+    LateByJitter = "late_by_jitter"
+    LateByOverlap = "late_by_overlap"
     LateByKey = "late_by_key"
     Late = "late"
     # It was started more than once.

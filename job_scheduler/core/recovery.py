@@ -147,8 +147,8 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
         return await database.write(_while_recovering, instance_id, work, *args, **kwargs)
 
     started, last = await database.read(_downtime, instance_id)
-    reason = Downtime(last, started).result
-    passed = await _pass_missed(change, started, rules.policy, reason)
+    down = Downtime(last, started)
+    passed = await _pass_missed(change, started, rules.policy, down)
     found, former = await database.read(_situation, started)
     treat: Callable[[], Awaitable[int]] | None = None
     match decide(rules, found, former):
@@ -157,7 +157,7 @@ async def recover(database: Database, instance_id: str, rules: Rules) -> int:
             opened = await change(catch_up.begin, started, hold=hold)
             treat = partial(change, overdue.set_aside, started, opened.missed_at)
         case RecoveryAction.Fail:
-            treat = partial(change, overdue.fail_overdue, started, reason)
+            treat = partial(change, overdue.fail_overdue, started, down.result)
         case RecoveryAction.Skip:
             now = await database.read(database_time)
             treat = partial(change, overdue.set_aside, started, now)
@@ -205,12 +205,12 @@ async def _end(change: _Change, former: CatchUpRow, policy: RecoverPastTasks) ->
 
 
 async def _pass_missed(
-    change: _Change, started: datetime, policy: RecoverPastTasks, reason: str
+    change: _Change, started: datetime, policy: RecoverPastTasks, down: Downtime
 ) -> int:
     """Move recurring tasks on; return how many need nothing more."""
     count, after = 0, None
     while True:
-        passed: Passed = await change(recurring.pass_missed, started, policy, reason, after)
+        passed: Passed = await change(recurring.pass_missed, started, policy, down, after)
         count, after = count + passed.tasks, passed.last_id
         if after is None:
             return count

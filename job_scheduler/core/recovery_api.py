@@ -8,8 +8,9 @@ from job_scheduler.core.schemas_recovery import RecoveryApproval, RecoveryPlan
 from job_scheduler.dependencies import ServicesDep
 from job_scheduler.errors import problems
 from job_scheduler.exceptions import NothingHeld
+from job_scheduler.queries import StrictRoute
 
-router = APIRouter(prefix="/recovery", tags=["recovery"])
+router = APIRouter(prefix="/recovery", tags=["recovery"], route_class=StrictRoute)
 
 
 @router.get(

@@ -151,6 +151,16 @@ class Recurrence:
                 return run_at if since == run_at else self._bounded(rhythm.first_after(since))
         return self._bounded(rhythm.first_after(now))
 
+    def after_move(
+        self, task_id: str, run_at: datetime, now: datetime, policy: RecoverPastTasks
+    ) -> datetime | None:
+        """Return which occurrence comes next when that of `run_at` was, until the task was moved
+        here; None: none. The time in between was a downtime.
+        """
+        if (self.starts_at(task_id, run_at) or run_at) < now:
+            return self.after_downtime(run_at, now, policy)
+        return self._bounded(run_at)
+
     def starts_at(self, task_id: str, run_at: datetime) -> datetime | None:
         """Return when the occurrence of `run_at` starts, if not at once: `jitter_seconds` are the
         most that it waits. The same for whoever asks.

@@ -11,10 +11,12 @@ from sqlalchemy import Connection, Row, select, text, update
 from job_scheduler.constants import RecoverPastTasks, TaskStatus
 from job_scheduler.core.claims import Run
 from job_scheduler.core.columns import database_now, database_time
+from job_scheduler.core.downtime import Downtime
 from job_scheduler.core.models import DUE_WHERE
 from job_scheduler.core.overdue import BATCH, send_failed_hooks
 from job_scheduler.core.recurrence import Recurrence
 from job_scheduler.core.store import DUE_AT, TaskRow, tasks
+from job_scheduler.exceptions import InvalidField
 
 _logger = logging.getLogger(__name__)
 
@@ -73,14 +75,15 @@ def pass_missed(
     connection: Connection,
     overdue_at: datetime,
     policy: RecoverPastTasks,
-    reason: str,
+    down: Downtime,
     after: str | None,
 ) -> Passed:
     """Move recurring tasks on that were overdue at `overdue_at`: to the occurrence that is next by
     `policy` and their ``catch_up``. Up to `BATCH` of them, those after the id `after`.
 
-    Under `fail` the missed ones count as failed, for that `reason`. What has no occurrence any more
-    has failed, or else is set aside (``missed_at``).
+    Under `fail` the missed ones have failed, since the service was `down`. So has, under any policy
+    but `run`, one that was to be repeated: it counts as a run. A task that has no occurrence any
+    more is failed if the last one has, and else set aside (``missed_at``).
     """
     overdue = (
         select(*(tasks.c[name] for name in _READ))
@@ -95,26 +98,47 @@ def pass_missed(
     if not rows:
         return Passed(0, None)
     now = database_time(connection)
-    fails = policy is RecoverPastTasks.Fail
-    passed = list(_passed(rows, policy, now))
-    for one, occurrence in passed:
-        changes: dict[str, Any] = {"updated_at": database_now()}
-        if fails:
-            changes |= {"result": reason, "last_status": TaskStatus.Failed.value}
-        if occurrence is None and fails:
-            changes |= {"status": TaskStatus.Failed.value, "finished_at": database_now()}
-        else:
-            changes |= moved_to(occurrence, now)
-        connection.execute(update(tasks).where(tasks.c.task_id == one.task_id).values(changes))
-    if fails:
-        send_failed_hooks(connection, [one for one, _ in passed], reason)
+    passed = [
+        (row, occurrence, _failure(row, policy, down))
+        for row, occurrence in _passed(rows, policy, now)
+    ]
+    for row, occurrence, failure in passed:
+        # Nobody else changes it meanwhile: its row is locked.
+        which = update(tasks).where(tasks.c.task_id == row.task_id)
+        connection.execute(which.values(_passing(row, occurrence, failure, now)))
+    send_failed_hooks(connection, [(row, failure) for row, _, failure in passed if failure])
     return Passed(len(passed), rows[-1].task_id)
 
 
 _READ = (
     *("task_id", "name", "run_at", "recurrence"),
-    *("attempt", "on_failed"),
+    *("attempt", "run_count", "on_failed"),
 )
+
+
+def _failure(row: Row[Any], policy: RecoverPastTasks, down: Downtime) -> str | None:
+    """Return why an occurrence that is passed has failed; None: it was not run, and has not."""
+    if row.attempt:
+        return down.gives_up(row.attempt)
+    return down.result if policy is RecoverPastTasks.Fail else None
+
+
+def _passing(
+    row: Row[Any], occurrence: Occurrence | None, failure: str | None, now: datetime
+) -> dict[str, Any]:
+    """Return the columns of a task whose occurrence is passed, and has failed if it is said why."""
+    changes: dict[str, Any] = {"updated_at": database_now(), "run_count": _runs(row)}
+    if failure is None:
+        return changes | moved_to(occurrence, now)
+    changes |= {"result": failure, "last_status": TaskStatus.Failed.value}
+    if occurrence is None:
+        return changes | {"status": TaskStatus.Failed.value, "finished_at": database_now()}
+    return changes | moved_to(occurrence, now)
+
+
+def _runs(row: Row[Any]) -> int:
+    """Return how many runs a task has had when its occurrence is passed: what has begun counts."""
+    return (row.run_count or 0) + bool(row.attempt)
 
 
 def _passed(
@@ -128,6 +152,8 @@ def _passed(
         if policy is RecoverPastTasks.Run and row.attempt:
             continue  # It has begun in time: what was missed is a repetition.
         run_at = recurrence.after_downtime(row.run_at, now, policy)
+        if row.attempt and recurrence.max_runs is not None and _runs(row) >= recurrence.max_runs:
+            run_at = None
         if run_at != row.run_at:
             yield row, occurrence_at(row.task_id, recurrence, run_at)
 
@@ -141,6 +167,18 @@ def keeps_time(members: Mapping[str, Any], row: TaskRow) -> bool:
     if before is None or (after.end_at is not None and after.end_at < row["run_at"]):
         return False
     return all(getattr(before, name) == getattr(after, name) for name in _OF_TIME)
+
+
+def refusal_of_runs(recurrence: Mapping[str, Any] | None, run_count: int) -> InvalidField | None:
+    """Return why a task that has run `run_count` times does not get this recurrence, if so: it
+    allows no more.
+    """
+    max_runs = None if recurrence is None else recurrence.get("max_runs")
+    if max_runs is None or max_runs > run_count:
+        return None
+    return InvalidField(
+        "body", "max_runs", f"It has run {run_count} times already. Allow more, or cancel it."
+    )
 
 
 def moved_to(occurrence: Occurrence | None, now: datetime) -> dict[str, Any]:

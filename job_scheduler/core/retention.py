@@ -1,4 +1,5 @@
-"""Retention: finished tasks, and with them their attempts, are removed when they are old.
+"""Retention: finished tasks, and with them their attempts, are removed when they are old. Attempts
+of recurring tasks, which do not finish, are removed by themselves (`run_retention.py`).
 
 Candidates are found along the list's index, from the oldest `run_at` on: whatever finished long
 ago was to run long ago, and no index of its own is needed. Every instance walks by itself; two
@@ -7,7 +8,8 @@ that meet take different rows.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -16,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core.columns import database_time
+from job_scheduler.core.run_retention import age_of_runs, old_runs, remove_runs
 from job_scheduler.core.store import tasks, tasks_after
 from job_scheduler.database import Database
 from job_scheduler.exceptions import DatabaseUnavailable
@@ -107,16 +110,32 @@ class Retention:
                 break
         if expired:
             _logger.info("retention: %d tasks removed, %d left", removed, expired - removed)
+        await self._remove_old_runs()
         return removed
 
+    async def _remove_old_runs(self) -> None:
+        age = age_of_runs(self._ages)
+        limit, found = self._bounds.removed, self._bounds.removed
+        while age is not None and found == limit:
+            keys = await self._database.read(old_runs, age, limit)
+            if found := len(keys):
+                async with self._resting():
+                    await self._database.write(remove_runs, keys)
+
     async def _remove_in_batches(self, task_ids: Sequence[str]) -> int:
-        clock = asyncio.get_running_loop()
         removed = 0
         for first in range(0, len(task_ids), self._bounds.removed):
-            began = clock.time()
-            removed += await self._remove(task_ids[first : first + self._bounds.removed])
-            await self._rest(max(_PAUSE, clock.time() - began))
+            async with self._resting():
+                removed += await self._remove(task_ids[first : first + self._bounds.removed])
         return removed
+
+    @asynccontextmanager
+    async def _resting(self) -> AsyncIterator[None]:
+        """Rest for as long as the block took."""
+        clock = asyncio.get_running_loop()
+        began = clock.time()
+        yield
+        await self._rest(max(_PAUSE, clock.time() - began))
 
     async def _remove(self, task_ids: Sequence[str]) -> int:
         """Remove tasks; one that a row of another program's table refers to stays alone."""

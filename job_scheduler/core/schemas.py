@@ -1,6 +1,5 @@
 """The shapes of requests to schedule tasks, one or many."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import (
@@ -19,8 +18,8 @@ from job_scheduler.core.fields import (
     Attempts,
     Command,
     GivenUuid,
-    Instant,
     Name,
+    NullMeans,
     PayloadObject,
     Places,
     Priority,
@@ -88,13 +87,6 @@ class TaskCreate(When):
             "exceeds. By default what the handler says, else 3600.",
         ),
     ] = None
-    start_before: Annotated[
-        Instant | None,
-        Field(
-            description="When it is no longer worth starting: from then on it fails instead, and "
-            "its result says that it is expired."
-        ),
-    ] = None
     timeout: Annotated[
         Timeout | None,
         Field(
@@ -105,6 +97,7 @@ class TaskCreate(When):
     ] = None
     priority: Annotated[
         Priority,
+        NullMeans(0),
         Field(
             description="From 0 to 3: of the tasks that are due, those of a higher priority start "
             "first when not all of them can at once."
@@ -166,6 +159,7 @@ class TaskCreate(When):
     ] = None
     on_conflict: Annotated[
         OnConflict,
+        NullMeans(OnConflict.Reject),
         Field(
             description="Where a task with this `unique_key` has not ended: `reject` the request "
             "(409); `return` that task (200); `replace` it, so that it becomes what is asked for "
@@ -183,20 +177,6 @@ class TaskCreate(When):
         ),
     ] = None
 
-    @field_validator("start_before")
-    @classmethod
-    def _comes_after_run_at(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
-        run_at = info.data.get("run_at")
-        if value is not None and "run_at" in info.data and run_at is None:
-            raise PydanticCustomError(
-                "start_before", "Goes with run_at. A recurring task has an end_at."
-            )
-        if value is not None and run_at is not None and value < run_at:
-            raise PydanticCustomError(
-                "start_before", "Must not lie before run_at: it would never be started."
-            )
-        return value
-
     @field_validator("max_running")
     @classmethod
     def _has_key(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -207,7 +187,8 @@ class TaskCreate(When):
     @field_validator("on_conflict")
     @classmethod
     def _has_unique_key(cls, value: OnConflict, info: ValidationInfo) -> OnConflict:
-        if info.data.get("unique_key") is None:
+        # Some programs send each default with its name.
+        if value is not OnConflict.Reject and info.data.get("unique_key") is None:
             raise PydanticCustomError(
                 "on_conflict", "Needs a unique_key: it tells of a second one."
             )

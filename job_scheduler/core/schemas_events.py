@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from job_scheduler.constants import LIST_MAX_VALUES, TaskStatus
 from job_scheduler.core.fields import EXAMPLE_ID, GivenUuid, Name, Tag, Uuid
@@ -14,8 +14,6 @@ _SEVERAL = Field(max_length=LIST_MAX_VALUES)
 
 class EventQuery(BaseModel):
     """Which changes to tell of: those that meet all that is given."""
-
-    model_config = ConfigDict(extra="forbid")
 
     status: Annotated[
         list[TaskStatus],
@@ -47,24 +45,21 @@ class EventQuery(BaseModel):
 class TaskChanged(BaseModel):
     """A change of a task's status."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "task_id": EXAMPLE_ID,
-                    "name": "send_report",
-                    "status": "running",
-                    "former": "scheduled",
-                    "attempt": 1,
-                    "at": "2027-07-01T10:00:00.003Z",
-                }
-            ]
-        }
-    )
-
     task_id: Uuid
     name: str
     status: Annotated[TaskStatus | None, Field(description="Null: the task is gone.")]
     former: Annotated[TaskStatus | None, Field(description="Null: the task is new.")]
     attempt: int
     at: Annotated[datetime, Field(description="When it changed.")]
+
+
+EXAMPLE_STREAM = f"""\
+event: open
+data: {{"complete":true}}
+id: 1042-17
+
+data: {{"task_id":"{EXAMPLE_ID}","name":"send_report","status":"running",\
+"former":"scheduled","attempt":1,"at":"2027-07-01T10:00:00.003Z"}}
+id: 1043-18
+
+"""

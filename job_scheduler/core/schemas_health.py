@@ -4,8 +4,38 @@ from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
-from job_scheduler.core.fields import Uuid
+from job_scheduler.core.fields import EXAMPLE_ID, Uuid
+
+EXAMPLE: JsonDict = {
+    "status": "ok",
+    "time": "2027-07-01T10:00:00.004217Z",
+    "version": "0.1.0",
+    "instance_id": EXAMPLE_ID,
+    "database": {"status": "ok", "backend": "postgresql", "latency_ms": 0.734, "since": None},
+    "lock": {"status": "ok", "backend": "redis", "latency_ms": None, "since": None},
+    "scheduler": {
+        "status": "ok",
+        "stopping": False,
+        "last_sweep_at": "2027-07-01T09:59:59.531802Z",
+        "held": 12,
+        "queued": 0,
+        "running": 3,
+        "lost": 0,
+    },
+    "clock": {"offset_ms": 0.412, "error_ms": 0.385},
+    "recovery": {"status": "ok", "state": "idle", "since": None, "tasks": None, "action": None},
+}
+EXAMPLE_UNAVAILABLE: JsonDict = EXAMPLE | {
+    "status": "unavailable",
+    "database": {
+        "status": "unavailable",
+        "backend": "postgresql",
+        "latency_ms": None,
+        "since": "2027-07-01T09:59:59.531802Z",
+    },
+}
 
 
 class PartHealth(BaseModel):

@@ -75,8 +75,6 @@ _Moment = Annotated[
 ]
 _SEVERAL = Field(max_length=LIST_MAX_VALUES)
 _FILTERS = {member.name for member in fields(TaskFilter)}
-MULTIPLE = frozenset({"status", "name", "tag", "key"})
-"""Parameters that may be repeated."""
 
 
 Cursor = Annotated[
@@ -92,8 +90,6 @@ Cursor = Annotated[
 
 class FilterQuery(BaseModel):
     """Which tasks are meant."""
-
-    model_config = ConfigDict(extra="forbid")
 
     status: Annotated[
         list[TaskStatus],
@@ -170,7 +166,7 @@ class ManyQuery(FilterQuery):
         Field(
             ge=1,
             le=MANY_MAX,
-            description="How many at most, by `run_at`. The answer tells where to go on.",
+            description="How many at most. The answer tells where to go on.",
         ),
         BeforeValidator(decimal),
     ] = MANY_MAX
@@ -185,7 +181,12 @@ class ManyResult(BaseModel):
         json_schema_extra={"examples": [{"tasks": 120, "cursor": None, "dry_run": False}]}
     )
 
-    tasks: Annotated[int, Field(description="How many it was, or would be.")]
+    tasks: Annotated[
+        int,
+        Field(
+            description="How many it was, or would be. What is as wanted already does not count."
+        ),
+    ]
     cursor: Annotated[
         str | None,
         Field(description="Where to go on: repeat the request with it. Null: there are no more."),

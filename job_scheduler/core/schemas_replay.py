@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from job_scheduler.constants import RetryableStatus
-from job_scheduler.core.fields import Instant, Name, whole_number
+from job_scheduler.core.fields import Instant, Name, NullMeans, whole_number
 
 _LIMIT = 10_000
 _KNOWN = [status.value for status in RetryableStatus]
@@ -35,6 +35,7 @@ class Replay(BaseModel):
             description="Which of them. A run whose outcome is unknown may have done its work: "
             "look at such tasks first.",
         ),
+        NullMeans([RetryableStatus.Failed]),
     ] = [RetryableStatus.Failed]
     name: Annotated[Name | None, Field(description="Only tasks with exactly this name.")] = None
     finished_after: Annotated[
@@ -53,6 +54,7 @@ class Replay(BaseModel):
             "`until`: the rate holds for one request.",
         ),
         BeforeValidator(whole_number),
+        NullMeans(1_000),
     ] = 1_000
     rate: Annotated[
         float | None,
@@ -65,7 +67,9 @@ class Replay(BaseModel):
         ),
     ] = None
     dry_run: Annotated[
-        bool, Field(strict=True, description="Only count them; nothing is changed.")
+        bool,
+        Field(strict=True, description="Only count them; nothing is changed."),
+        NullMeans(False),
     ] = False
 
 

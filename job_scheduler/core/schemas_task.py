@@ -12,7 +12,7 @@ from job_scheduler.constants import OnCrash, TaskStatus
 from job_scheduler.core.fields import EXAMPLE_ID, RetryDelay, Tags, Uuid
 from job_scheduler.core.schemas_problem import Problem
 
-_EXAMPLE_TASK: JsonDict = {
+EXAMPLE_TASK: JsonDict = {
     "task_id": EXAMPLE_ID,
     "name": "send_report",
     "run_at": "2027-07-01T10:00:00Z",
@@ -65,7 +65,7 @@ class Progress(BaseModel):
 class Task(BaseModel):
     """A task as it stands. All times are UTC."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_TASK]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_TASK]})
 
     task_id: Uuid
     name: str
@@ -161,7 +161,7 @@ class TaskOutcome(BaseModel):
     """What became of one of many tasks: either it is there, or a problem."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"status": 201, "task": _EXAMPLE_TASK}]}
+        json_schema_extra={"examples": [{"status": 201, "task": EXAMPLE_TASK}]}
     )
 
     status: Annotated[

@@ -44,6 +44,6 @@ class Preview(BaseModel):
         list[str],
         Field(
             description="A time that clocks leave out or show twice, months without that day, a "
-            "payload that would be refused …"
+            "payload that would be refused, times that have passed, a jitter that is too large …"
         ),
     ]

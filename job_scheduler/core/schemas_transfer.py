@@ -1,10 +1,28 @@
-"""The shape of what an import came to."""
+"""The shapes of an import: of what it came to, and of what goes on in a recurring task."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from job_scheduler.constants import RUNS_MAX
+from job_scheduler.core.fields import Instant, whole_number
 from job_scheduler.core.schemas_problem import Problem
+from job_scheduler.core.schemas_when import near
+
+_Count = Annotated[int, Field(strict=True, ge=0, le=RUNS_MAX), BeforeValidator(whole_number)]
+
+
+class Standing(BaseModel):
+    """How far a recurring task has come elsewhere: its next time, and how often it has run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_at: Annotated[Instant, AfterValidator(near)] | None = None
+    run_count: _Count | None = None
+
+
+ANEW = Standing()
+"""That of a task which is new."""
 
 
 class ImportProblem(BaseModel):

@@ -8,10 +8,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from job_scheduler.core.fields import NullMeans
 from job_scheduler.urls import URL_MAX_LENGTH, URL_PATTERN, parse_url
 
 HEADERS_MAX = 50
@@ -30,6 +32,14 @@ RESERVED_PREFIX = "job-scheduler-"
 # RFC 9110, sections 5.1 and 5.5, in ASCII.
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}")
 _FIELD_VALUE = re.compile(r"(?:[!-~](?:[\t -~]{0,8190}[!-~])?)?")
+
+
+_HEADERS_SCHEMA = {
+    "type": "object",
+    "maxProperties": HEADERS_MAX,
+    "propertyNames": {"pattern": f"^{_FIELD_NAME.pattern}$"},
+    "additionalProperties": {"type": "string", "pattern": f"^{_FIELD_VALUE.pattern}$"},
+}
 
 
 def _url(text: str) -> str:
@@ -98,20 +108,19 @@ class Hook(BaseModel):
             },
         ),
     ]
-    method: Literal["POST", "GET", "PUT", "PATCH", "DELETE", "HEAD"] = "POST"
+    method: Annotated[
+        Literal["POST", "GET", "PUT", "PATCH", "DELETE", "HEAD"], NullMeans("POST")
+    ] = "POST"
     headers: Annotated[
         dict[str, str],
         AfterValidator(_headers),
+        WithJsonSchema({"anyOf": [_HEADERS_SCHEMA, {"type": "null"}]}),
+        NullMeans({}),
         Field(
             default_factory=dict,
             description="Header fields to add. Those that the service sets itself are refused: "
             "Host, Content-Length, webhook-id, Job-Scheduler-Task-Id and the like.",
             examples=[{"Authorization": "Bearer 8d1f"}],
-            json_schema_extra={
-                "maxProperties": HEADERS_MAX,
-                "propertyNames": {"pattern": f"^{_FIELD_NAME.pattern}$"},
-                "additionalProperties": {"type": "string", "pattern": f"^{_FIELD_VALUE.pattern}$"},
-            },
         ),
     ]
     follow_redirects: Annotated[
@@ -121,6 +130,7 @@ class Hook(BaseModel):
             description="Whether to go on to where a receiver redirects, five times at most. "
             "Otherwise a redirect is a failure.",
         ),
+        NullMeans(False),
     ] = False
 
     @model_validator(mode="before")

@@ -85,6 +85,13 @@ class When(BaseModel):
             validate_default=True,
         ),
     ] = None
+    start_before: Annotated[
+        Instant | None,
+        Field(
+            description="When it is no longer worth starting: from then on it fails instead, and "
+            "its result says that it is expired."
+        ),
+    ] = None
     start_at: Annotated[
         Instant | None,
         Field(
@@ -157,7 +164,7 @@ class When(BaseModel):
         except InvalidCron as error:
             raise PydanticCustomError("cron", "{words}", {"words": str(error)}) from None
 
-    @field_validator("run_at", "start_at", "end_at", mode="wrap")
+    @field_validator("run_at", "start_before", "start_at", "end_at", mode="wrap")
     @classmethod
     def _is_local(
         cls, value: Any, parse: ValidatorFunctionWrapHandler, info: ValidationInfo
@@ -178,6 +185,20 @@ class When(BaseModel):
             raise PydanticCustomError("when", _ONE_OF)
         return value
 
+    @field_validator("start_before")
+    @classmethod
+    def _comes_after_run_at(cls, value: datetime | None, info: ValidationInfo) -> datetime | None:
+        run_at = info.data.get("run_at")
+        if value is not None and "run_at" in info.data and run_at is None:
+            raise PydanticCustomError(
+                "start_before", "Goes with run_at. A recurring task has an end_at."
+            )
+        if value is not None and run_at is not None and value < run_at:
+            raise PydanticCustomError(
+                "start_before", "Must not lie before run_at: it would never be started."
+            )
+        return value
+
     @field_validator(*_OF_RECURRENCES)
     @classmethod
     def _recurs(cls, value: Any, info: ValidationInfo) -> Any:
@@ -188,12 +209,7 @@ class When(BaseModel):
     @field_validator("start_at", "end_at")
     @classmethod
     def _is_near(cls, value: datetime | None) -> datetime | None:
-        if value is not None and not _FIRST_YEAR <= value.year <= _LAST_YEAR:
-            raise PydanticCustomError(
-                "year",
-                f"Must lie in the years {_FIRST_YEAR} to {_LAST_YEAR}: zones are known there.",
-            )
-        return value
+        return None if value is None else near(value)
 
     @field_validator("end_at")
     @classmethod
@@ -202,6 +218,19 @@ class When(BaseModel):
         if value is not None and start is not None and value < start:
             raise PydanticCustomError("end_at", "Must not lie before start_at.")
         return value
+
+
+def near(moment: datetime) -> datetime:
+    """Return a time from which others are sought as it is.
+
+    Raises:
+        PydanticCustomError: it is too far away.
+    """
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise PydanticCustomError(
+            "year", f"Must lie in the years {_FIRST_YEAR} to {_LAST_YEAR}: zones are known there."
+        )
+    return moment
 
 
 def _instant_of(wall: datetime, zone: str) -> datetime:

@@ -3,7 +3,7 @@
 Between the two anything may happen to a task. So the statement that changes it looks once more.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,13 @@ async def select_ids(
 def delete_tasks(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> list[str]:
     """Delete those of these tasks that are wanted and have not begun; return their ids.
 
-    What another transaction holds locked, since it is just starting, is left.
+    What another transaction is just changing is waited for, and judged by what becomes of it.
     """
     chosen = _chosen(connection, ids, wanted).with_only_columns(tasks.c.task_id)
-    locked = chosen.with_for_update(skip_locked=True).cte("locked")
-    deletion = delete(tasks).where(tasks.c.task_id.in_(select(locked.c.task_id)))
-    return list(connection.scalars(deletion.returning(tasks.c.task_id)))
+    # First all locks, in order: then a second statement, which sees what was waited for.
+    locked = connection.scalars(chosen.with_for_update()).all()
+    connection.execute(delete(tasks).where(tasks.c.task_id.in_(locked)))
+    return list(locked)
 
 
 def look(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> list[TaskRow]:
@@ -76,26 +77,37 @@ def look(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> list
     return [dict(row._mapping) for row in connection.execute(_chosen(connection, ids, wanted))]
 
 
-def change_tasks(
-    connection: Connection,
-    ids: Sequence[str],
-    wanted: TaskFilter,
-    change: Callable[[Sequence[TaskRow]], Sequence[dict[str, Any]]],
-) -> list[str]:
-    """Change those of these tasks that are wanted and have not begun; return their ids.
+Change = Callable[[Sequence[TaskRow]], Mapping[str, dict[str, Any]]]
+"""Tells the new values of tasks' columns, by the ids of those that have others now."""
 
-    `change` returns the new values of each one's columns. What another transaction holds locked,
-    since it is just starting, is left.
+
+def change_tasks(
+    connection: Connection, ids: Sequence[str], wanted: TaskFilter, change: Change
+) -> list[str]:
+    """Change those of these tasks that are wanted and have not begun; return the ids of those that
+    were changed.
+
+    What another transaction is just changing is waited for, and judged by what becomes of it.
 
     Raises:
         UniqueKeyTaken: two would have one key.
     """
-    locked = _chosen(connection, ids, wanted).with_for_update(skip_locked=True)
-    rows = [dict(row._mapping) for row in connection.execute(locked)]
-    for row, values in zip(rows, change(rows), strict=True):
-        with one_of_a_key(row["task_id"]):
-            update_task(connection, row["task_id"], values)
-    return [row["task_id"] for row in rows]
+    locked = _chosen(connection, ids, wanted).with_for_update(key_share=True)
+    changes = change([dict(row._mapping) for row in connection.execute(locked)])
+    for task_id, values in changes.items():
+        with one_of_a_key(task_id):
+            update_task(connection, task_id, values)
+    return list(changes)
+
+
+def try_change(
+    connection: Connection, ids: Sequence[str], wanted: TaskFilter, change: Change
+) -> list[str]:
+    """Do what ``change_tasks`` does, and take it back."""
+    with connection.begin_nested() as attempt:
+        changed = change_tasks(connection, ids, wanted, change)
+        attempt.rollback()
+    return changed
 
 
 def _chosen(connection: Connection, ids: Sequence[str], wanted: TaskFilter) -> Select[Any]:

@@ -26,7 +26,12 @@ class Shutdown:
         self._grace = grace
         self._deadline = 0.0
         self._hurry = asyncio.Event()
-        self.has_begun = False
+        self.begun = asyncio.Event()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether nothing new is to begin."""
+        return self.begun.is_set()
 
     def note_signal(self) -> None:
         """Begin; at the second time, end the grace period at once."""
@@ -38,7 +43,7 @@ class Shutdown:
         """Claim nothing any more, and let handlers know; repeating it changes nothing."""
         if self.has_begun:
             return
-        self.has_begun = True
+        self.begun.set()
         self._deadline = asyncio.get_running_loop().time() + self._grace
         self._dispatcher.stop()
         self._caller.stop()

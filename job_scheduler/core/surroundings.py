@@ -6,7 +6,7 @@ from job_scheduler.config import Settings
 from job_scheduler.constants import UnknownTasks
 from job_scheduler.core.facts import Facts, Here, Room
 from job_scheduler.core.handlers.works import Works
-from job_scheduler.core.lanes import share_of
+from job_scheduler.core.lanes import most_of_one
 from job_scheduler.core.store import HANDLER, DueTask
 
 
@@ -24,6 +24,7 @@ def here_of(facts: Facts, works: Works, settings: Settings, instance_id: str, lo
         limits=works.limits,
         lease=settings.lease_seconds,
         rate=settings.recovery_rate,
+        policy=settings.recover_past_tasks,
         room=lambda facts: _room(facts, works, settings, lost),
     )
 
@@ -44,7 +45,7 @@ def _room(facts: Facts, works: Works, settings: Settings, lost: int) -> Room:
     here = Room(
         instances * places - (lost if lane == "threads" else 0),
         sum(of_lane.values()),
-        instances * share_of(places),
+        instances * most_of_one(places),
         of_name,
     )
     everywhere = Room(

@@ -7,6 +7,7 @@ found the same way; nothing else has to be remembered, and losing a wake-up cost
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -121,11 +122,22 @@ class Sweep:
             del new[room:]
         self._more = urgent or found == limit or len(new) == room
         brought = 0
-        for place, task in enumerate(new):
-            if place % _SLICE == 0:
-                # Nor does whoever has woken us wait: the next sweep is for them.
-                soon = self._wanted.is_set() or task.due <= self._clock.now() + _SOON
-                await asyncio.sleep(0 if soon else _BREATH)
+        for begin in range(0, len(new), _SLICE):
+            # Nor does whoever has woken us wait: the next sweep is for them.
+            soon = self._wanted.is_set() or new[begin].due <= self._clock.now() + _SOON
+            await asyncio.sleep(0 if soon else _BREATH)
+            brought += self._register(new[begin : begin + _SLICE])
+        self.last_at = self._clock.now()
+        return brought
+
+    def _register(self, tasks: Sequence[DueTask]) -> int:
+        """Hand tasks to the timer; return how many it took."""
+        now = self._clock.now()
+        due = [task for task in tasks if task.due <= now]
+        # The last one first: those that are due just before it can share its job.
+        ahead = [task for task in reversed(tasks) if task.due > now]
+        brought = 0
+        for task in (*due, *ahead):
             if self._timer.has_let_go(task.task_id):
                 continue
             try:
@@ -134,7 +146,6 @@ class Sweep:
             except SchedulerUnavailable:
                 # The others are not to suffer; the next sweep finds this one again.
                 _logger.exception("task %s could not be registered", task.task_id)
-        self.last_at = self._clock.now()
         return brought
 
     def _look(self, connection: Connection, limit: int, urgent: bool) -> tuple[int, list[DueTask]]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from job_scheduler.batching import Batcher
+from job_scheduler.clock import Clock
 from job_scheduler.constants import TaskStatus
 from job_scheduler.core import claims, records
 from job_scheduler.core.claims import Claim, ClaimRequest
@@ -21,7 +22,7 @@ from job_scheduler.core.records import Record
 from job_scheduler.core.store import DueTask
 from job_scheduler.database import Database
 from job_scheduler.exceptions import CommitOutcomeUnknown, DatabaseUnavailable
-from job_scheduler.identifiers import new_token
+from job_scheduler.identifiers import new_claim_token
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class TaskRunner:
         progress: ProgressBoard,
         limits: Limits,
         on_room: Callable[[Claim], None],
+        clock: Clock,
     ) -> None:
         self._database = database
         self._lock = lock
@@ -91,6 +93,7 @@ class TaskRunner:
         self._holds_lease = holds_lease
         self._progress = progress
         self._on_room = on_room
+        self._clock = clock
         self._claims: Batcher[ClaimRequest, Claim | DueTask | None] = Batcher(
             partial(self._flush_claims, claims.claim)
         )
@@ -112,7 +115,7 @@ class TaskRunner:
         waited for.
         """
         place = place or Place()
-        token = new_token()
+        token = new_claim_token(self._clock.now())
         self.under_way.add(token)
         try:
             if not await self._lock.acquire(task_id, token):

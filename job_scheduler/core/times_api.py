@@ -1,8 +1,8 @@
 """The routes that tell when a task runs: one that is there, or one that is only thought of."""
 
 from collections.abc import Iterator
-from datetime import datetime
-from itertools import islice
+from datetime import datetime, timedelta
+from itertools import islice, pairwise
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -14,7 +14,7 @@ from job_scheduler.core import store
 from job_scheduler.core.cron import Cron
 from job_scheduler.core.cron_words import describe, warnings
 from job_scheduler.core.fields import EXAMPLE_ID
-from job_scheduler.core.recurrence import Recurrence
+from job_scheduler.core.recurrence import UTC_NAME, Recurrence
 from job_scheduler.core.recurring import readable
 from job_scheduler.core.rhythm import load_zone
 from job_scheduler.core.schemas import TaskCreate
@@ -27,6 +27,8 @@ from job_scheduler.exceptions import TaskNotFound
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=JsonRoute)
 
 _TIMES_MAX = 1_000
+_GAPS_SEEN = 50
+"""So many of the next times are looked at for the smallest gap between two."""
 _Number = Annotated[int, Query(ge=1, le=_TIMES_MAX, description="How many times to tell, at most.")]
 
 
@@ -43,9 +45,8 @@ async def preview_task(wanted: TaskCreate, services: ServicesDep, n: _Number = 5
     The times are counted from `start_at`, itself included, or else from now.
     """
     now = services.clock.now()
-    recurrence = wanted.recurrence
-    zone = load_zone(wanted.timezone or "UTC")
-    known = [] if recurrence is None else _warnings(recurrence, now)
+    zone = load_zone(wanted.timezone or UTC_NAME)
+    known = _warnings(wanted, now)
     times = list(islice(_times(wanted, now), n))
     if (refusal := services.refusal_of(wanted)) is not None:
         if not times and wanted.end_at is None:
@@ -104,18 +105,48 @@ def _times_left(row: TaskRow, recurrence: Recurrence | None) -> Iterator[datetim
 
 
 def _description(wanted: TaskCreate) -> str:
+    if wanted.interval_seconds is not None:
+        return f"Every {_plain(wanted.interval_seconds)} seconds."
+    if wanted.cron is None:
+        return "Once."
+    words = describe(Cron.parse(wanted.cron))
+    return f"{words.rstrip('.')} ({wanted.timezone or UTC_NAME})."
+
+
+def _plain(seconds: float) -> str:
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
+
+
+def _warnings(wanted: TaskCreate, now: datetime) -> list[str]:
     recurrence = wanted.recurrence
     if recurrence is None:
-        return "Once."
-    if recurrence.cron is None:
-        seconds = f"{recurrence.interval_seconds:.6f}".rstrip("0").rstrip(".")
-        return f"Every {seconds} seconds."
-    words = describe(Cron.parse(recurrence.cron))
-    return f"{words.rstrip('.')} ({recurrence.timezone})."
-
-
-def _warnings(recurrence: Recurrence, now: datetime) -> list[str]:
-    if recurrence.cron is None:
         return []
-    zone = load_zone(recurrence.timezone)
-    return warnings(Cron.parse(recurrence.cron), zone, recurrence.dst_gap, recurrence.dst_fold, now)
+    found = [*_of_past(recurrence, now), *_of_jitter(recurrence, _times(wanted, now))]
+    if recurrence.cron is not None:
+        line, zone = Cron.parse(recurrence.cron), load_zone(recurrence.timezone)
+        found += warnings(line, zone, recurrence.dst_gap, recurrence.dst_fold, now)
+    return found
+
+
+def _of_past(recurrence: Recurrence, now: datetime) -> Iterator[str]:
+    """Yield that times are told which are not run."""
+    told = recurrence.start_at and next(recurrence.times(recurrence.start_at), None)
+    if told is None or told >= now:
+        return
+    words = "start_at lies in the past: its times before now are not run."
+    if (first := recurrence.first(now)) is not None:
+        comes = first.isoformat().replace("+00:00", "Z")
+        words += f" The first one that is comes at {comes}."
+    yield words
+
+
+def _of_jitter(recurrence: Recurrence, times: Iterator[datetime]) -> Iterator[str]:
+    """Yield that a start may be put off beyond the time that follows."""
+    jitter = timedelta(seconds=recurrence.jitter_seconds or 0)
+    gaps = [after - before for before, after in pairwise(islice(times, _GAPS_SEEN))]
+    if gaps and jitter > min(gaps):
+        yield (
+            f"Two of its times are only {_plain(min(gaps).total_seconds())} seconds apart, and "
+            "jitter_seconds may put a start off by more: times that pass until it starts are left "
+            "out, unless overlap is queue or catch_up is all."
+        )

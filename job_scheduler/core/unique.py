@@ -12,26 +12,26 @@ from sqlalchemy.exc import IntegrityError
 from job_scheduler.constants import WAITING, OnConflict, TaskStatus
 from job_scheduler.core.models import UNIQUE_INDEX
 from job_scheduler.core.new_task import NewTask, changed_members
-from job_scheduler.core.recurring import keeps_time
+from job_scheduler.core.recurring import keeps_time, refusal_of_runs
 from job_scheduler.core.store import HAS_KEY, SHOWN, TaskRow, tasks, update_task
-from job_scheduler.exceptions import UniqueKeyTaken
+from job_scheduler.exceptions import Refusal, UniqueKeyTaken
 
 _OF_TIME = ("run_at", "retry_at", "recurrence", "start_before")
 _ANEW = {"attempt": 0, "missed_at": None, "blocked_by": None, "result": None}
 """What begins anew with another time."""
 
 
-def settle(connection: Connection, new: Sequence[NewTask]) -> dict[str, TaskRow | UniqueKeyTaken]:
+def settle(connection: Connection, new: Sequence[NewTask]) -> dict[str, TaskRow | Refusal]:
     """Do what each request asks for with the task that has its key; return that, by the new id.
 
     A request whose key nobody has any more is left out.
     """
-    settled: dict[str, TaskRow | UniqueKeyTaken] = {}
+    settled: dict[str, TaskRow | Refusal] = {}
     holders = _holders(connection, [task.wanted.unique_key for task in new])
     for task in new:
         if (row := holders.get(task.wanted.unique_key)) is not None:
             settled[task.task_id] = answer = _settle(connection, row, task)
-            if not isinstance(answer, UniqueKeyTaken):
+            if not isinstance(answer, Refusal):
                 holders[task.wanted.unique_key] = answer
     return settled
 
@@ -67,7 +67,7 @@ def _holders(connection: Connection, keys: Sequence[str | None]) -> dict[str | N
     return {row.unique_key: dict(row._mapping) for row in found}
 
 
-def _settle(connection: Connection, row: TaskRow, task: NewTask) -> TaskRow | UniqueKeyTaken:
+def _settle(connection: Connection, row: TaskRow, task: NewTask) -> TaskRow | Refusal:
     wanted = task.wanted
     asked = wanted.on_conflict
     if asked is OnConflict.Return:
@@ -79,6 +79,8 @@ def _settle(connection: Connection, row: TaskRow, task: NewTask) -> TaskRow | Un
     if asked is OnConflict.Reschedule:
         changes = {name: changes[name] for name in _OF_TIME}
     if keeps_time(changes, row):
+        if (refusal := refusal_of_runs(changes["recurrence"], row["run_count"] or 0)) is not None:
+            return refusal
         del changes["run_at"], changes["retry_at"]
         changes.pop("run_count", None)
     else:

@@ -1,6 +1,7 @@
 """Streams of changes: each reads on from its own place; one look for all of them tells when.
 
-So a slow reader holds nothing in memory, and one that was away goes on where it was.
+So a slow reader holds nothing in memory, and one that was away goes on where it was. A stream that
+cannot be complete any more ends: its reader comes back, and is told so as after any other break.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from sqlalchemy import Connection
 
 from job_scheduler.core import events
 from job_scheduler.core.events import EventRow, Place
@@ -23,10 +26,15 @@ _PAUSE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a stream begins; `is_complete` tells whether nothing after its place is missing."""
+    """Where a stream begins; `is_complete` tells whether nothing after its place is missing.
+
+    `floor` is that of then. It may lie above the place of a stream that begins now: transactions
+    are under way that are older than it.
+    """
 
     place: Place
     is_complete: bool
+    floor: Place
 
 
 class Watching:
@@ -37,7 +45,8 @@ class Watching:
         self._is_stopping = is_stopping
         self.streams = 0
         """How many there are."""
-        self._last: Place | None = None
+        self._seen: tuple[Place | None, Place | None] | None = None
+        self._settled = 0
         self._changed = asyncio.Event()
         self._renewed_at = -_RENEWED_SECONDS
 
@@ -62,21 +71,23 @@ class Watching:
         Raises:
             DatabaseUnavailable: the database cannot be reached.
         """
-        if last is not None and await self._database.read(events.is_complete_from, last):
-            return Start(last, is_complete=True)
         await self._database.write(events.note_changes)
-        return Start(await self._database.read(events.beginning), is_complete=last is None)
+        return await self._database.read(_start, last)
 
-    async def changes_after(self, place: Place) -> AsyncIterator[Sequence[EventRow]]:
-        """Read on from a place as changes come, until the service stops."""
+    async def changes_after(self, start: Start) -> AsyncIterator[Sequence[EventRow]]:
+        """Read on as changes come, until the service stops, or some have been missed: they were
+        forgotten before they were read, or not noted during a long outage of the database.
+        """
+        place = start.place
         while not self._is_stopping():
             changed = self._changed
             try:
-                rows = await self._database.read(events.changes_after, place, _PAGE)
+                rows = await self._database.read(_read_on, place, start.floor, self._settled)
             except DatabaseUnavailable:
-                # It is not known to be complete any more only if it takes very long.
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
+            if rows is None:
+                return
             if rows:
                 place = Place(rows[-1]["xid"], rows[-1]["event_id"])
                 yield rows
@@ -93,19 +104,47 @@ class Watching:
             self._tell()
             return
         if time.monotonic() - self._renewed_at >= _RENEWED_SECONDS:
-            self._renewed_at = time.monotonic()
             if self.streams:
                 await self._database.write(events.note_changes)
+            self._renewed_at = time.monotonic()
             # Also what was noted for those who have gone, perhaps with their instance.
             while await self._database.read(events.is_any_old):
                 await self._database.write(events.forget_changes)
         if not self.streams:
             return
-        last = await self._database.read(events.last_place)
-        if last != self._last:
-            self._last = last
+        # Both at once: a stream that reads up to less than was seen is told of the rest later.
+        self._settled, seen = await self._database.read(_look)
+        if seen != self._seen:
+            self._seen = seen
             self._tell()
 
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _start(connection: Connection, last: Place | None) -> Start:
+    now = events.beginning(connection)
+    floor = events.floor(connection) or now
+    if last is not None and events.is_complete_from(connection, last):
+        return Start(last, is_complete=True, floor=floor)
+    return Start(now, is_complete=last is None, floor=floor)
+
+
+def _read_on(
+    connection: Connection, place: Place, known: Place, settled: int
+) -> Sequence[EventRow] | None:
+    """Return the changes after a place, up to a page of them; None: some may be missing.
+
+    `known` is a floor above the place that is known to do no harm.
+    """
+    rows = events.changes_after(connection, place, _PAGE, settled)
+    # Not before: what is forgotten in between would be missed.
+    floor = events.floor(connection)
+    return None if floor is None or floor > max(place, known) else rows
+
+
+def _look(connection: Connection) -> tuple[int, tuple[Place | None, Place | None]]:
+    """Return what has settled, and what is another one as soon as a stream is to be told."""
+    settled = events.settled(connection)
+    return settled, (events.last_place(connection, settled), events.floor(connection))

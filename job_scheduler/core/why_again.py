@@ -1,67 +1,10 @@
-"""Why a task started late, and why it was started more than once."""
+"""Why a task was started more than once."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
 
 from job_scheduler.constants import RunOutcome, TaskStatus
-from job_scheduler.core.downtime import downtime_at
 from job_scheduler.core.facts import Attempt, Facts
-from job_scheduler.core.reasons import NOTHING, Reason, ReasonCode, at, duration, named, number
-
-LATE_SECONDS = 1.0
-"""By how many seconds a start must be late to be told of."""
-
-
-def lateness(facts: Facts) -> tuple[datetime, datetime] | None:
-    """Return for when the first start was planned, and when it came, if it was late."""
-    start = facts.first_start
-    if start is None or (start[1] - start[0]).total_seconds() <= LATE_SECONDS:
-        return None
-    return start
-
-
-def why_late(facts: Facts) -> Iterator[Reason]:
-    """Yield by how much the task started late, if it did, and why as far as is known."""
-    start = lateness(facts)
-    if start is None:
-        return
-    planned, started = start
-    seconds = (started - planned).total_seconds()
-    data = {"run_at": planned, "started_at": started, "seconds": seconds}
-    text = f"It started {duration(seconds)} after its time"
-    created_at = facts.task.created_at
-    down = downtime_at(planned, facts.lives)
-    if facts.task.recurrence is None and created_at > planned:
-        yield Reason(
-            ReasonCode.PostedLate,
-            f"{text}, which had passed when it was posted, at {at(created_at)}.",
-            NOTHING,
-            data | {"created_at": created_at},
-        )
-    elif down is not None and down.until <= started:
-        yield Reason(
-            ReasonCode.LateByDowntime,
-            f"{text}: the service was down {down.words}.",
-            "RECOVER_PAST_TASKS says what becomes of tasks that are missed, RECOVERY_RATE how many "
-            "a second are started then, and start_before in a task until when it is worth it.",
-            data | {"until": down.until} | ({} if down.since is None else {"since": down.since}),
-        )
-    elif facts.key_holders:
-        yield Reason(
-            ReasonCode.LateByKey,
-            f"{text}: its concurrency key {facts.task.concurrency_key!r} was held by "
-            f"{named(facts.key_holders, len(facts.key_holders))} meanwhile.",
-            "More tasks with that key run beside each other with a higher max_running.",
-            data | {"key": facts.task.concurrency_key, "holders": list(facts.key_holders)},
-        )
-    else:
-        yield Reason(
-            ReasonCode.Late,
-            f"{text}; why is not recorded.",
-            "If it happens often, see whether capacity or a limit is short: queued in GET /health, "
-            "GET /tasks?status=scheduled&sort=run_at, and docs/limits.md.",
-            data,
-        )
+from job_scheduler.core.reasons import NOTHING, Reason, ReasonCode, at, number
 
 
 def why_again(facts: Facts) -> Iterator[Reason]:

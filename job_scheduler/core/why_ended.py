@@ -4,16 +4,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from job_scheduler.constants import InstanceState, RecoverPastTasks, RunOutcome, TaskStatus
+from job_scheduler.constants import InstanceState, RecoverPastTasks, TaskStatus
 from job_scheduler.core import own_words
 from job_scheduler.core.downtime import downtime_in
-from job_scheduler.core.facts import Facts, Here
+from job_scheduler.core.facts import CUT_OFF, Facts, Here
 from job_scheduler.core.reasons import NOTHING, Reason, ReasonCode, at, duration, error_of, number
 
 _SILENT = 0.5
 """The part of a lease after which an instance that lives has been silent for unusually long."""
-_CUT_OFF = (RunOutcome.Crashed, RunOutcome.Interrupted, RunOutcome.Lost)
-"""The outcomes of an attempt that has not said itself how it ended, or too late."""
 
 
 def why_running(facts: Facts, here: Here) -> Iterator[Reason]:
@@ -143,7 +141,7 @@ def _failed(facts: Facts) -> Reason:
         "attempts": task.attempt,
         "max_attempts": task.max_attempts,
     }
-    if attempts and attempts[-1].outcome in _CUT_OFF:
+    if attempts and attempts[-1].outcome in CUT_OFF:
         return Reason(
             ReasonCode.CutOff,
             "Its run was cut off before it ended, and it was not to be started again: whether its "

@@ -5,11 +5,19 @@ from datetime import datetime
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
-from job_scheduler.constants import Overlap, TaskStatus
-from job_scheduler.core.downtime import downtime_at
-from job_scheduler.core.facts import NAMED_MAX, Facts
+from job_scheduler.constants import (
+    CATCH_UP_MAX,
+    WAITING,
+    CatchUp,
+    Overlap,
+    RecoverPastTasks,
+    TaskStatus,
+)
+from job_scheduler.core.downtime import downtime_at, downtime_in
+from job_scheduler.core.facts import NAMED_MAX, Facts, Here
 from job_scheduler.core.reasons import NOTHING, Reason, ReasonCode, at, number
 from job_scheduler.core.recurrence import Recurrence
+from job_scheduler.core.why_failing import last_failure
 
 TIMES_MAX = 100
 """Times of the past that are looked at, at most."""
@@ -23,20 +31,19 @@ class _Ran(NamedTuple):
     end: datetime | None
 
 
-def why_recurring(facts: Facts) -> Iterator[Reason]:
+def why_recurring(facts: Facts, here: Here) -> Iterator[Reason]:
     """Yield what there is to know of the task's times, if it recurs and its rule can be read."""
     task = facts.task
-    if task.recurrence is None:
+    recurrence = task.rule
+    if recurrence is None:
         return
-    try:
-        recurrence = Recurrence.of(task.recurrence)
-    except ValueError:
-        return
-    yield from _left_out(facts, recurrence)
-    runs = task.run_count or 0
-    text = "It has not run yet" if runs == 0 else f"It has run {number(runs, 'time')}"
-    if runs and task.last_status:
-        text += f", the last one {task.last_status}"
+    yield from _left_out(facts, here, recurrence)
+    runs, last = _runs_ended(facts), _last_status(facts)
+    text = "It has not run yet"
+    if runs:
+        text = f"It has run {number(runs, 'time')}" + (f", the last one {last}" if last else "")
+    elif facts.runs or task.status is TaskStatus.Running:
+        text = "Its first run has not ended yet"
     data: dict[str, Any] = {"runs": runs}
     if not facts.history.is_read:
         text += " (its history is too long to be looked through)"
@@ -47,10 +54,28 @@ def why_recurring(facts: Facts) -> Iterator[Reason]:
     yield Reason(
         ReasonCode.Recurs,
         f"{text}.",
-        f"{NOTHING} GET /tasks/{task.task_id}/next lists its times, "
+        ("" if last == TaskStatus.Failed else f"{NOTHING} ")
+        + f"GET /tasks/{task.task_id}/next lists its times, "
         f"GET /tasks/{task.task_id}/runs its runs.",
         data,
     )
+
+
+def _runs_ended(facts: Facts) -> int:
+    """Return how often it has run. A run that was given up is not always counted in the task."""
+    task = facts.task
+    if task.run_count:
+        return task.run_count
+    goes_on = task.status in (*WAITING, TaskStatus.Running) and task.attempt > 0
+    return len(facts.runs) - (goes_on and bool(facts.occurrence))
+
+
+def _last_status(facts: Facts) -> str | None:
+    """Return how the last run ended; None: it is not known."""
+    if last_failure(facts) is not None:
+        return TaskStatus.Failed
+    # A time that was missed may count as failed, and was not run.
+    return None if downtime_in(facts.task.result) else facts.task.last_status
 
 
 def _following(facts: Facts, recurrence: Recurrence, runs: int) -> datetime | None:
@@ -63,7 +88,7 @@ def _following(facts: Facts, recurrence: Recurrence, runs: int) -> datetime | No
     return recurrence.following(task.run_at, task.started_at or facts.now, facts.now, runs + 1)
 
 
-def _left_out(facts: Facts, recurrence: Recurrence) -> Iterator[Reason]:
+def _left_out(facts: Facts, here: Here, recurrence: Recurrence) -> Iterator[Reason]:
     """Yield which times wait, and which were not run: those between two that were, by the present
     rule.
 
@@ -99,15 +124,14 @@ def _left_out(facts: Facts, recurrence: Recurrence) -> Iterator[Reason]:
             "it.",
         )
     if missed:
+        decided = _decided(here.policy, recurrence.catch_up)
         yield _times(
             ReasonCode.TimesMissed,
             missed,
-            f"passed while the service was down, and was not run (catch_up is "
-            f"{recurrence.catch_up.value})",
-            f"passed while the service was down, and were not run (catch_up is "
-            f"{recurrence.catch_up.value})",
-            "catch_up and RECOVER_PAST_TASKS say which are made up for: docs/recurring.md has a "
-            "table.",
+            f"passed while the service was down, and was not run ({decided})",
+            f"passed while the service was down, and were not run ({decided})",
+            "RECOVER_PAST_TASKS=run makes up for what is missed as catch_up says: "
+            "docs/recurring.md has a table.",
         )
     if others:
         yield _times(
@@ -119,6 +143,15 @@ def _left_out(facts: Facts, recurrence: Recurrence) -> Iterator[Reason]:
             "too late",
             "catch_up: all makes up for times that come too late; PATCH changes it.",
         )
+
+
+def _decided(policy: RecoverPastTasks, catch_up: CatchUp) -> str:
+    """Return what decided that times were not made up for, as far as it is still so."""
+    if policy is not RecoverPastTasks.Run:
+        return f"RECOVER_PAST_TASKS is {policy.value}"
+    if catch_up is not CatchUp.All:
+        return f"catch_up is {catch_up.value}"
+    return f"there were more than {CATCH_UP_MAX}, or RECOVER_PAST_TASKS or catch_up was another"
 
 
 def _times(code: ReasonCode, times: list[datetime], one: str, many: str, remedy: str) -> Reason:
@@ -168,13 +201,11 @@ def _between(facts: Facts, recurrence: Recurrence) -> Iterator[tuple[_Ran, datet
 
 def _runs(facts: Facts) -> list[_Ran]:
     """Return the occurrences that have ended, each with its repetitions."""
-    runs: list[_Ran] = []
-    for attempt in facts.history.attempts:
-        if attempt.attempt <= 1:
-            runs.append(_Ran(attempt.scheduled_for, attempt.started_at, attempt.finished_at))
-        elif runs:
-            runs[-1] = runs[-1]._replace(end=attempt.finished_at)
-    return runs
+    return [
+        _Ran(run[0].scheduled_for, run[0].started_at, run[-1].finished_at)
+        for run in facts.runs
+        if run[0].attempt <= 1
+    ]
 
 
 def _inside(

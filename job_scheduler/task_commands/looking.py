@@ -10,6 +10,20 @@ from job_scheduler.client.shapes import Task
 from job_scheduler.clock import SystemClock
 from job_scheduler.constants import Sort, TaskStatus
 from job_scheduler.task_commands import shown
+from job_scheduler.task_commands.filters import (
+    CreatedAfter,
+    CreatedBefore,
+    DueAfter,
+    DueBefore,
+    FinishedAfter,
+    FinishedBefore,
+    Keys,
+    Names,
+    Statuses,
+    Tags,
+    Text,
+    given,
+)
 from job_scheduler.task_commands.service import (
     DEFAULT_URL,
     EXIT_REFUSED,
@@ -28,33 +42,17 @@ _NEXT = 5
 
 
 def list_tasks(
-    status: Annotated[
-        list[TaskStatus] | None, typer.Option(help="Those with this status. Repeat it for more.")
-    ] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Those with exactly this name.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Those with this tag.")] = None,
-    key: Annotated[list[str] | None, typer.Option(help="Those with this concurrency_key.")] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", "-q", help="Those with this text in their name.")
-    ] = None,
-    due_after: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Those that run then or later.")
-    ] = None,
-    due_before: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Those that run before.")
-    ] = None,
-    created_after: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Those that were made then or later.")
-    ] = None,
-    created_before: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Those that were made before.")
-    ] = None,
-    finished_after: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Those that ended then or later.")
-    ] = None,
-    finished_before: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Those that ended before.")
-    ] = None,
+    status: Statuses = None,
+    name: Names = None,
+    tag: Tags = None,
+    key: Keys = None,
+    text: Text = None,
+    due_after: DueAfter = None,
+    due_before: DueBefore = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    finished_after: FinishedAfter = None,
+    finished_before: FinishedBefore = None,
     sort: Annotated[
         Sort, typer.Option(help="What the list goes by; with a minus, the last come first.")
     ] = Sort.RunAt,
@@ -63,23 +61,22 @@ def list_tasks(
     as_json: AsJson = False,
 ) -> None:
     """List tasks, by when they run. A task must meet all filters."""
+    filters = given(
+        status=status,
+        name=name,
+        tag=tag,
+        key=key,
+        text=text,
+        due_after=due_after,
+        due_before=due_before,
+        created_after=created_after,
+        created_before=created_before,
+        finished_after=finished_after,
+        finished_before=finished_before,
+    )
     with asking(url) as client:
-        matching = client.list(
-            limit=limit + 1,  # one more tells whether there are more
-            status=status or (),
-            name=name or (),
-            tag=tag or (),
-            key=key or (),
-            q=text,
-            due_after=due_after,
-            due_before=due_before,
-            created_after=created_after,
-            created_before=created_before,
-            finished_after=finished_after,
-            finished_before=finished_before,
-            sort=sort,
-        )
-        found = list(matching)
+        # One more tells whether there are more.
+        found = list(client.list(limit=limit + 1, sort=sort, **filters))
     tasks = found[:limit]
     if as_json:
         typer.echo(shown.document([task.raw for task in tasks]))

@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
-from job_scheduler.client.shapes import Moment, Run, Task
+from job_scheduler.client.shapes import Event, Moment, Run, Task
 from job_scheduler.clock import in_iso_8601
 from job_scheduler.terminal import Column, printable, table
+
+if TYPE_CHECKING:
+    from job_scheduler.client.reports import ImportReport
 
 _TASKS = (
     Column("ID"),
@@ -30,6 +33,7 @@ _RUNS = (
     Column("OUTCOME"),
     Column("RESULT", cut=True),
 )
+_REPORT = ("lines", "created", "present", "skipped", "refused")
 _MOMENTS = (Column("UTC"), Column("LOCAL"), Column("OFFSET"))
 _FIRST = ("task_id", "name", "status", "run_at", "retry_at", "started_at", "finished_at")
 """What is told first of a task; what else there is follows in the service's order."""
@@ -52,7 +56,7 @@ def tell(task: Task, *, as_json: bool) -> None:
 
 def line(task: Task) -> str:
     """Return a task in one line: id, status, time, name, and what came of it."""
-    parts = [task.task_id, f"{task.status:<9}", _second(task.run_at), task.name, _outcome(task)]
+    parts = [task.task_id, f"{task.status:<9}", second(task.run_at), task.name, _outcome(task)]
     return printable("  ".join(parts)).rstrip()
 
 
@@ -89,8 +93,33 @@ def moment_lines(moments: Sequence[Moment]) -> list[str]:
     """Return a table of times."""
     return table(
         _MOMENTS,
-        [(_second(each.utc), each.local.replace("T", " "), each.offset) for each in moments],
+        [(second(each.utc), each.local.replace("T", " "), each.offset) for each in moments],
     )
+
+
+def event_line(event: Event) -> str:
+    """Return a change in one line: time, id, what became of what, and the task's name."""
+    change = f"{event.former or 'new':<9} → {event.status or 'removed':<9}"
+    return printable("  ".join([second(event.at), event.task_id, change, event.name]))
+
+
+def report_lines(report: "ImportReport", width: int | None) -> list[str]:
+    """Return a table of what became of the lines of an import."""
+    titles = [Column(name.upper()) for name in _REPORT]
+    return table(titles, [[str(getattr(report, name)) for name in _REPORT]], width)
+
+
+def refusal_lines(report: "ImportReport") -> Iterator[str]:
+    """Tell which lines were refused, and why: each field that is wrong has a line."""
+    for refusal in report.problems:
+        problem = refusal.problem
+        faults = [f"{each.field}: {each.detail}" for each in problem.errors] or [problem.detail]
+        yield from (printable(f"line {refusal.line}: {fault}") for fault in faults)
+    more = report.refused - len(report.problems)
+    if more:
+        yield f"{more} more lines were refused."
+    if report.dry_run:
+        yield "This was a dry run: nothing is stored."
 
 
 def relative(instant: datetime, now: datetime) -> str:
@@ -115,7 +144,7 @@ def _outcome(task: Task) -> str:
 def _run_row(run: Run) -> tuple[str, ...]:
     return (
         str(run.attempt),
-        _second(run.started_at),
+        second(run.started_at),
         f"{run.late:.3f} s",
         "" if run.duration is None else f"{run.duration:.3f} s",
         run.outcome,
@@ -135,5 +164,6 @@ def _compact(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _second(instant: datetime) -> str:
+def second(instant: datetime) -> str:
+    """Return an instant to the second."""
     return f"{instant:%Y-%m-%d %H:%M:%S}Z"

@@ -280,6 +280,7 @@ async def bench(
         progress,
         works.limits,
         lambda _: None,
+        SystemClock(),
     )
     one = Bench(database, instance_id, caller, put_back, runner)
     try:

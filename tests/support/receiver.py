@@ -27,13 +27,15 @@ class Received:
 class Receiver:
     """Answers each request with the next of `statuses`, and with the last one from then on.
 
-    `answer` is what it says then, if that matters; `times` tells when each request came (seconds).
+    `answer` and `headers` are what it says then, if that matters; `times` tells when each request
+    came (seconds).
     """
 
     def __init__(self, statuses: Sequence[int] = (200,)) -> None:
         self.requests: list[Received] = []
         self.times: list[float] = []
         self.answer: dict[str, Any] = {}
+        self.headers: dict[str, str] = {}
         self._statuses = list(statuses)
         receiver = self
 
@@ -55,6 +57,8 @@ class Receiver:
                 document = receiver.answer or {"received": len(receiver.requests)}
                 answer = json.dumps(document).encode()
                 self.send_header("Content-Length", str(len(answer)))
+                for header in receiver.headers.items():
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(answer)
 

@@ -26,7 +26,7 @@ class RunContext:
     `attempt` counts from 1. `token` is the claim's own: no two runs ever have the same, and
     an outside system may use it to tell a repeated run from the first. `scheduled_for` is when
     this attempt was to start, and `deadline` when its time is over, if that is limited; both are
-    in UTC. What is written to `logger` names the task.
+    in UTC.
     """
 
     def __init__(
@@ -45,11 +45,15 @@ class RunContext:
         self.token = token
         self.scheduled_for = scheduled_for
         self.deadline = deadline
-        self.logger = _TaskLogger(logging.getLogger("job_scheduler.task"), {"task_id": task_id})
         self._report = report
         self._should_stop = False
         self._was_told_to_stop = False
         self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Writes to the service's log, and names the task."""
+        return _TaskLogger(logging.getLogger("job_scheduler.task"), {"task_id": self.task_id})
 
     @property
     def should_stop(self) -> bool:

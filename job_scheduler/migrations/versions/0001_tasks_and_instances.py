@@ -56,6 +56,7 @@ _PUT_OFF = sa.text(
     "(retry_at IS NOT NULL OR missed_at IS NOT NULL OR blocked_by IS NOT NULL)"
 )
 _KEYED = sa.text("concurrency_key IS NOT NULL")
+_RECURRING = sa.text("recurrence IS NOT NULL")
 _HAS_KEY = sa.text("unique_key IS NOT NULL AND status IN ('scheduled', 'running', 'paused')")
 _STORED_FORM = "-".join(["[0-9]" * 4, "[0-9]" * 2, "[0-9]" * 2]) + (
     " " + ":".join(["[0-9]" * 2] * 3) + "." + "[0-9]" * 6
@@ -242,13 +243,14 @@ def upgrade() -> None:
 
 
 def _create_list_indexes(dialect: str) -> None:
-    """Create what serves the further orders and filters of the list."""
+    """Create what serves the further orders and filters of the list, and the retention of runs."""
     op.create_index("ix_scheduled_tasks_created", "scheduled_tasks", ["created_at", "task_id"])
     for name, columns, include, condition in (
         ("finished", ["finished_at", "task_id"], [], _FINISHED),
         ("resting", ["status", "run_at", "task_id"], ["name"], _RESTING),
         ("put_off", ["run_at", "task_id"], [], _PUT_OFF),
         ("key", ["concurrency_key", "run_at", "task_id"], [], _KEYED),
+        ("recurring", ["task_id"], [], _RECURRING),
     ):
         op.create_index(
             f"ix_scheduled_tasks_{name}",
