@@ -4,10 +4,11 @@ import asyncio
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from job_scheduler.chaos import ledger
 from job_scheduler.chaos.checks import examine
 from job_scheduler.chaos.cluster import cluster
 from job_scheduler.chaos.command import until_ready
+from job_scheduler.chaos.faults import Saboteur
 from job_scheduler.chaos.history import (
     Answer,
     Asked,
@@ -32,7 +34,15 @@ from job_scheduler.chaos.history import (
     TaskHistory,
 )
 from job_scheduler.chaos.ledger import Entry, Event
-from job_scheduler.chaos.plan import FaultKind, HandlerKind, Plan, PlannedTask, make_plan
+from job_scheduler.chaos.plan import (
+    OUTAGE_SECONDS,
+    FaultKind,
+    HandlerKind,
+    Plan,
+    PlannedFault,
+    PlannedTask,
+    make_plan,
+)
 from job_scheduler.chaos.progress import Progress
 from job_scheduler.chaos.report import figures, kills_hit, verdict, violation_lines
 from job_scheduler.chaos.storage import Storage, own_database
@@ -638,6 +648,36 @@ def test_instance_that_does_not_stop_is_an_incident(tmp_path: Path) -> None:
     pid, (incident,) = asyncio.run(scenario())
     assert process_started(pid) is None
     assert "had not stopped 0.2 s after SIGTERM" in incident
+
+
+@pytest.mark.parametrize(("statement", "stalled"), [("BEGIN IMMEDIATE", True), ("SELECT 1", False)])
+def test_database_that_nobody_can_write_during_a_pause_is_noted_as_stalled(
+    tmp_path: Path, statement: str, stalled: bool
+) -> None:
+    """As when the paused process was at a COMMIT; here another one holds SQLite's lock for it."""
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    held_for = OUTAGE_SECONDS + 0.2
+    pause = PlannedFault(0.0, FaultKind.Pause, held_for + 0.2, instance=0)
+
+    async def scenario() -> tuple[list[Fault], int]:
+        storage = Storage(make_url(url))
+        async with cluster(1, tmp_path, {"DB_URL": url}) as running:
+            await until_ready(running)
+            saboteur = Saboteur(running.instances, storage, {}, BEGIN)
+            with closing(sqlite3.connect(tmp_path / "tasks.db", isolation_level=None)) as holder:
+                holder.execute(statement)
+                done = asyncio.create_task(saboteur.run([[pause]]))
+                await asyncio.sleep(held_for)
+            await done
+            await storage.close()
+            return saboteur.done, running.instances[0].pid
+
+    (paused, *stalls), pid = asyncio.run(scenario())
+    assert (paused.kind, paused.pid) == (FaultKind.Pause, pid)
+    assert [(stall.kind, stall.begin) for stall in stalls] == [
+        (FaultKind.StallDatabase, paused.begin)
+    ] * stalled
+    assert all(stall.end - stall.begin >= OUTAGE_SECONDS for stall in stalls)
 
 
 def test_instances_that_do_not_start_are_said_to(tmp_path: Path) -> None:

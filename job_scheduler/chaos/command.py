@@ -91,7 +91,7 @@ async def _perform(options: Options, built: Stage) -> tuple[History, float]:
             begin = SystemClock().now().timestamp()
             workload = Workload(storage, lambda: running.urls, begin)
             steps = built.steps(storage, workload.asked.keys)
-            saboteur = Saboteur(running.instances, steps, begin)
+            saboteur = Saboteur(running.instances, storage, steps, begin)
             sightings = await _under_faults(options, plan, storage, running, workload, saboteur)
             last = await running.stop()
         history = await _history(built, storage, workload, sightings)

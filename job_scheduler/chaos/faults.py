@@ -8,7 +8,7 @@ from redis import Redis
 
 from job_scheduler.chaos.cluster import Instance
 from job_scheduler.chaos.history import Fault
-from job_scheduler.chaos.plan import FaultKind, PlannedFault
+from job_scheduler.chaos.plan import OUTAGE_SECONDS, FaultKind, PlannedFault
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.chaos.storage import Storage
 from job_scheduler.clock import SystemClock
@@ -22,8 +22,11 @@ Steps = dict[FaultKind, Callable[[float], Awaitable[None]]]
 class Saboteur:
     """Carries faults out, from the instant `begin` (Unix time) on, and notes each."""
 
-    def __init__(self, instances: list[Instance], steps: Steps, begin: float) -> None:
+    def __init__(
+        self, instances: list[Instance], storage: Storage, steps: Steps, begin: float
+    ) -> None:
         self._instances = instances
+        self._storage = storage
         self._steps = steps
         self._begin = begin
         self._clock = SystemClock()
@@ -38,23 +41,29 @@ class Saboteur:
     async def _track(self, track: list[PlannedFault]) -> None:
         for fault in track:
             await asyncio.sleep(max(0.0, self._begin + fault.at - self._now()))
-            self.done.append(await self._do(fault))
+            self.done += await self._do(fault)
 
-    async def _do(self, fault: PlannedFault) -> Fault:
+    async def _do(self, fault: PlannedFault) -> list[Fault]:
         if fault.instance is not None:
             instance = self._instances[fault.instance]
             # On a slow machine it may still be starting; a fault would hit nothing then.
             with suppress(TimeoutError):
                 await asyncio.wait_for(instance.ready.wait(), _READY_SECONDS)
-            by_kind = {
-                FaultKind.Kill: instance.kill,
-                FaultKind.Pause: instance.pause,
-                FaultKind.Restart: instance.restart,
-            }
-            return await by_kind[fault.kind](fault.lasts)
+            if fault.kind is FaultKind.Pause:
+                return await self._pause(instance, fault.lasts)
+            end = instance.kill if fault.kind is FaultKind.Kill else instance.restart
+            return [await end(fault.lasts)]
         begin = self._now()
         await self._steps[fault.kind](fault.lasts)
-        return Fault(fault.kind, begin, self._now())
+        return [Fault(fault.kind, begin, self._now())]
+
+    async def _pause(self, instance: Instance, seconds: float) -> list[Fault]:
+        # On SQLite, a process that is stopped while it writes keeps all others from writing.
+        pause, waited = await asyncio.gather(
+            instance.pause(seconds), self._storage.seconds_to_write()
+        )
+        stall = Fault(FaultKind.StallDatabase, pause.begin, pause.begin + waited)
+        return [pause] if waited < OUTAGE_SECONDS else [pause, stall]
 
     def _now(self) -> float:
         return self._clock.now().timestamp()

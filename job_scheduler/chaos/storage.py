@@ -5,9 +5,10 @@ for the service.
 """
 
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from job_scheduler.core.instances import instances
 from job_scheduler.core.records import task_runs
 from job_scheduler.core.store import tasks
 from job_scheduler.database import Database, build_engine
-from job_scheduler.exceptions import StartError
+from job_scheduler.exceptions import DatabaseUnavailable, StartError
 from job_scheduler.migrations.upgrade import create_database, upgrade
 
 _OVERLAP = timedelta(seconds=2)
@@ -53,6 +54,13 @@ class Storage:
     async def cut_connections(self) -> None:
         """End all connections of the service's, whatever they are at (PostgreSQL)."""
         await self._database.read(_cut_connections)
+
+    async def seconds_to_write(self) -> float:
+        """Return after how many seconds a write can begin, or is given up."""
+        begin = time.monotonic()
+        with suppress(DatabaseUnavailable):
+            await self._database.write(_begin_to_write)
+        return time.monotonic() - begin
 
     async def changes(self) -> dict[str, Sighting]:
         """Return the tasks that have changed since the last look, and some that have not."""
@@ -149,6 +157,11 @@ def _cut_connections(connection: Connection) -> None:
         ),
         {"service": _SERVICE},
     ).all()
+
+
+def _begin_to_write(connection: Connection) -> None:
+    # A transaction begins with its first statement, and takes SQLite's lock.
+    connection.execute(select(1))
 
 
 def _changed_since(connection: Connection, since: datetime) -> list[tuple[datetime, str, Sighting]]:
