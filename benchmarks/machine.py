@@ -1,7 +1,7 @@
 """A machine, simulated: work that competes for its cores, and commits for its disk."""
 
 from collections import defaultdict, deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 DISK = "commits"
@@ -38,10 +38,10 @@ class Machine:
             lane = self._to_commit if where == DISK else self._lanes[where]
             lane.append(Job(work, process))
 
-    def run(self) -> None:
-        """Go on until nothing is left to be done."""
+    def run(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Go on until nothing is left to be done, or it is over."""
         writing: list[Job] = []
-        while True:
+        while not is_over():
             if not writing:  # one write for all that have come during the last
                 writing = [*self._to_commit]
                 self._to_commit.clear()

@@ -2,13 +2,14 @@
 
 It prints the tables of docs/scaling.md; with --write it puts them there, and the picture beside.
 
-What is simulated are the batches, as the service makes them. Every instance holds all due tasks in
-one order, up to MAX_RUNNING of them in hand. Those just started ask Redis for their locks in one
-script; the losers drop theirs and start the next. What is won is claimed in one transaction, its
-handlers (which do nothing) run, and the results are recorded in another, 100 at most. Each of the
-three batchers of an instance has one batch under way. Python has one core an instance (the GIL),
-Redis one in all, PostgreSQL one a connection. When more of them are busy than there are cores, all
-run slower alike. Commits that wait at one time share the next write to the disk.
+What is simulated are the batches, as the service makes them. Every instance holds all due tasks:
+its own share first, then the others', each from its end; or all of them in one order. As many as
+there are places for are in hand. Those just started ask Redis for their locks in one script; the
+losers drop theirs and start the next. What is won is claimed in one transaction, its handlers
+(which do nothing) run, and the results are recorded in another, 100 at most. Each of the three
+batchers of an instance has one batch under way. Python has one core an instance (the GIL), Redis
+one in all, PostgreSQL one a connection. When more of them are busy than there are cores, all run
+slower alike. Commits that wait at one time share the next write to the disk.
 
 Costs are means (`costs.py` says which are measured), nothing is drawn at random, and all is due at
 one instant. Left out are what PostgreSQL loses to its own locks when many connections write, the
@@ -19,6 +20,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from benchmarks.chart import Bar, bar_chart
@@ -70,16 +72,21 @@ def simulate(
     *,
     own_share: bool = False,
 ) -> Outcome:
-    """Dispatch a burst. With `own_share` no two try the same task: so it is until the last has run
-    when all are due at one instant (``core/shares.py``). Without it all try them in one order.
+    """Dispatch a burst, until the last task is recorded.
+
+    With `own_share` each instance begins with a share of its own, as it does with what is due at
+    one instant (``core/shares.py``). Without it all try all tasks in one order.
     """
     costs = costs or Costs()
     machine = Machine(cores - costs.others)
     burst = Burst(machine, costs)
-    for number in range(instances):
-        due = range(number, tasks, instances) if own_share else range(tasks)
-        Instance(str(number), due, burst).start_runs()
-    machine.run()
+    shares = [range(place, tasks, instances) for place in range(instances)]
+    for place in range(instances):
+        own, *others = shares[place:] + shares[:place]
+        ordered = chain(own, *(reversed(share) for share in others))
+        due = ordered if own_share else range(tasks)
+        Instance(str(place), due, burst).begin()
+    machine.run(lambda: burst.recorded == tasks)
     used = {lane: work / 1e6 for lane, work in machine.used.items()}
     return Outcome(burst.ran, machine.now / 1e6, used, cores, costs.others)
 
@@ -89,12 +96,11 @@ def tables() -> str:
     heads = ["instances", "tasks", "simulated, tasks/s", "measured, tasks/s", "simulated is off by"]
     rows = []
     for point in MEASURED:
-        outcome = simulate(point.instances, 2, point.tasks)
+        outcome = simulate(point.instances, 2, point.tasks, own_share=True)
         off = outcome.per_second / point.per_second - 1
-        cpu = "–" if point.cpu is None else f"{point.cpu:.2f}"
-        figures = [f"{value:,.0f}" for value in (outcome.per_second, point.per_second)]
-        counts = [f"{point.instances}", f"{point.tasks:,}"]
-        rows.append([*counts, *figures, f"{off:+.0%}", f"{outcome.cpu(PYTHON):.2f}", cpu])
+        rates = [f"{value:,.0f}" for value in (outcome.per_second, point.per_second)]
+        used = [f"{value:.2f}" for value in (outcome.cpu(PYTHON), point.cpu)]
+        rows.append([f"{point.instances}", f"{point.tasks:,}", *rates, f"{off:+.0%}", *used])
     heads += ["our CPU simulated, s", "our CPU measured, s"]
     return (
         f"On 2 cores, beside what was measured:\n\n{table(heads, rows)}\n\n"

@@ -9,19 +9,27 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.costs import MEASURED, Costs, Measured
-from benchmarks.dispatch import CLAIMS_MAX, LOCKS_MAX, MAX_RUNNING, PYTHON, RECORDS_MAX, REDIS
+from benchmarks.dispatch import (
+    CLAIMS_MAX,
+    LOCKS_MAX,
+    MAX_RUNNING,
+    PLACES,
+    PYTHON,
+    RECORDS_MAX,
+    REDIS,
+    SLICE,
+)
 from benchmarks.dispatch import RECORDING_MAX as SIMULATED_RECORDING_MAX
 from benchmarks.machine import DISK, Machine, Process
 from benchmarks.simulation import PAGE, picture, simulate, tables
 from job_scheduler.batching import Batcher
 from job_scheduler.config import Settings
-from job_scheduler.core import tasks
+from job_scheduler.core import tasks, timer
 from job_scheduler.core.dispatcher import RECORDING_MAX
+from job_scheduler.core.lanes import most_of_one
 
 TOLERANCE = 0.10
 """Two runs of one and the same burst differed by more."""
-SET_BY = [point for point in MEASURED if point.tasks == 10_000]
-"""The points by which the one free figure was set."""
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +75,17 @@ def test_the_same_burst_goes_the_same_way() -> None:
     assert simulate(3, 2, 3_000) == simulate(3, 2, 3_000)
 
 
-@pytest.mark.parametrize("point", SET_BY)
+@pytest.mark.parametrize("point", MEASURED)
 def test_it_agrees_with_what_was_measured(point: Measured) -> None:
-    outcome = simulate(point.instances, 2, point.tasks)
+    outcome = simulate(point.instances, 2, point.tasks, own_share=True)
     assert outcome.per_second == pytest.approx(point.per_second, rel=TOLERANCE)
     assert outcome.cpu(PYTHON) == pytest.approx(point.cpu, rel=TOLERANCE)
 
 
-def test_as_measured_a_second_instance_helps_a_little_and_a_third_harms() -> None:
-    one, two, three = (simulate(instances, 2).per_second for instances in (1, 2, 3))
-    assert one < two < 1.2 * one
-    assert three < one
+def test_as_measured_a_second_instance_helps_a_little_and_a_third_no_more() -> None:
+    one, two, three = (simulate(each, 2, own_share=True).per_second for each in (1, 2, 3))
+    assert one < two < 1.25 * one
+    assert 0.95 * one < three < two
 
 
 @pytest.mark.parametrize("instances", [1, 2, 3, 5, 8])
@@ -110,27 +118,31 @@ def test_no_part_does_more_than_it_can(instances: int) -> None:
 
 
 def test_every_instance_asks_redis_for_every_task_unless_they_share() -> None:
-    asked = Costs().redis_lock * 2_000 / 1e6
-    assert simulate(4, 8, 2_000).cpu(REDIS) == pytest.approx(4 * asked)
-    assert simulate(4, 8, 2_000, own_share=True).cpu(REDIS) == pytest.approx(asked)
+    asked = Costs().redis_lock * 10_000 / 1e6
+    assert 3.8 * asked < simulate(4, 8).cpu(REDIS) <= 4 * asked
+    # Whoever has run its own share tries those of the others.
+    assert asked < simulate(4, 8, own_share=True).cpu(REDIS) < 1.3 * asked
 
 
 def test_redis_bounds_many_instances_that_all_try_all() -> None:
-    bound = 1e6 / (8 * Costs().redis_lock)
-    assert 0.95 * bound < simulate(8, 64).per_second <= bound
-    assert simulate(8, 64, own_share=True).per_second > 2 * bound
+    costs = Costs(redis_lock=14)
+    bound = 1e6 / (8 * costs.redis_lock)
+    assert 0.9 * bound < simulate(8, 64, costs=costs).per_second < bound
+    assert simulate(8, 64, costs=costs, own_share=True).per_second > 2 * bound
 
 
 def test_the_disk_is_asked_twice_for_each_batch() -> None:
     outcome = simulate(1, 8, 1_000)
     commits = outcome.used[DISK] / (Costs().commit / 1e6)
-    assert commits <= 2 * 1_000 / MAX_RUNNING
+    assert commits <= 2 * 1_000 / RECORDS_MAX
     slower = simulate(1, 8, 1_000, costs=replace(Costs(), commit=4_000))
     assert slower.per_second < outcome.per_second / 1.2
 
 
 def test_it_goes_by_the_bounds_of_the_service() -> None:
-    assert Settings.model_fields["max_running"].default == 2 * MAX_RUNNING
+    assert Settings.model_fields["max_running"].default == MAX_RUNNING
+    assert most_of_one(MAX_RUNNING) == PLACES
+    assert timer._SLICE == SLICE
     assert RECORDING_MAX == SIMULATED_RECORDING_MAX
     assert RECORDS_MAX == tasks._RECORDS_MAX
     default = inspect.signature(Batcher).parameters["max_size"].default
