@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -149,16 +150,46 @@ def test_registered_task_fires_once_at_its_instant(bench: Bench) -> None:
 
 
 def test_tasks_of_one_instant_share_a_job_that_is_never_too_late(bench: Bench) -> None:
-    tasks = [due(1.0001 + number / 1_000_000) for number in range(500)]
+    tasks = [due(1.000123) for _ in range(500)]
     for task in tasks:
         bench.timer.register(task)
     assert bench.held() == (500, 1)
-    # Rounded up: a task that is claimed a microsecond early is not due yet.
-    assert bench.instants() == [NOON + timedelta(seconds=1.001)]
+    assert bench.instants() == [tasks[0].due]
     [(_, _, options)] = bench.scheduler.jobs.values()
     assert options["misfire_grace_time"] is None
     bench.fire_all()
     assert bench.fired == tasks
+
+
+def test_tasks_of_one_millisecond_need_two_jobs_at_most_and_none_is_early(bench: Bench) -> None:
+    instants = [1.0011 + place / 1_000_000 for place in range(500)]
+    for instant in (*instants, *(instant - 0.001 for instant in instants)):
+        bench.timer.register(due(instant))
+    # A task that is claimed a microsecond early is not due yet.
+    assert bench.instants() == [NOON + timedelta(seconds=second) for second in (1.0011, 1.002)]
+    bench.fire_all()
+    assert len(bench.fired) == 1_000
+
+
+def test_tasks_of_neighbouring_milliseconds_share_jobs_in_whatever_order_they_come(
+    bench: Bench,
+) -> None:
+    chooser = Random(7)  # noqa: S311 (the same each time)
+    moments = [1 + place / 1_000_000 for place in chooser.choices(range(20_000), k=2_000)]
+    tasks = [due(moment) for moment in moments]
+    for task in tasks:
+        bench.timer.register(task)
+    assert bench.held()[0] == 2_000
+    assert len(bench.scheduler.jobs) <= 22
+    for instant in bench.instants():
+        bench.clock.instant = instant
+        before = len(bench.fired)
+        bench.timer.fire_overdue()
+        assert all(
+            timedelta(0) <= instant - task.due < timedelta(milliseconds=6)
+            for task in bench.fired[before:]
+        )
+    assert sorted(bench.fired) == sorted(tasks)
 
 
 def test_job_ids_are_never_used_again(bench: Bench) -> None:

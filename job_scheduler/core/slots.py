@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from inspect import signature
 from itertools import count
 
 from apscheduler.jobstores.base import JobLookupError
@@ -23,15 +24,21 @@ from job_scheduler.exceptions import SchedulerUnavailable
 
 _logger = logging.getLogger(__name__)
 
-_NEAR = [timedelta(milliseconds=later) for later in range(5)]
+NEAR = timedelta(milliseconds=4)
 """A task shares the job of one that is due up to so much later: at a thousand tasks a second, a
 job for each would be more than half of all work."""
+_MILLISECOND = timedelta(milliseconds=1)
+_LATER = [place * _MILLISECOND for place in range(NEAR // _MILLISECOND + 1)]
 
 
 @dataclass(slots=True)
 class Slot:
-    """What is fired at one instant, and the APScheduler job that stands for it."""
+    """What is fired at one instant, and the APScheduler job that stands for it.
 
+    It is kept at `place`: the first whole millisecond that is not before it, or the next one.
+    """
+
+    place: datetime
     instant: datetime
     job_id: str
     tasks: dict[str, DueTask] = field(default_factory=dict)
@@ -61,6 +68,14 @@ class Slots:
         self._slots: dict[datetime, Slot] = {}
         self._job_numbers = count()
 
+        async def fire(place: datetime) -> None:
+            # A coroutine function: a plain one would be run in a thread.
+            await self._fire(place)
+
+        # APScheduler looks at it for each job; to work it out took as long as all else.
+        fire.__signature__ = signature(fire)  # type: ignore[attr-defined]
+        self._job = fire
+
     @property
     def running(self) -> bool:
         """Whether APScheduler runs."""
@@ -82,13 +97,14 @@ class Slots:
         Raises:
             SchedulerUnavailable: APScheduler refuses.
         """
-        # The first whole millisecond at which it is due: claimed a microsecond early, it is not.
-        instant = task.due + timedelta(microseconds=-task.due.microsecond % 1000)
-        near = (self._slots.get(instant + later) for later in _NEAR)
-        slot = next((slot for slot in near if slot is not None), None)
+        place = task.due + timedelta(microseconds=-task.due.microsecond % 1000)
+        near = (self._slots.get(place + later) for later in _LATER)
+        slot = next((slot for slot in near if slot is not None and slot.instant >= task.due), None)
         if slot is None:
-            slot = Slot(instant, self._add_job(instant, now))
-            self._slots[instant] = slot
+            instant = task.due
+            if place in self._slots:  # for one that is due in the same millisecond, but before it
+                instant, place = place, place + _MILLISECOND
+            slot = self._slots[place] = Slot(place, instant, self._add_job(place, instant, now))
         slot.tasks[task.task_id] = task
         return slot
 
@@ -100,29 +116,30 @@ class Slots:
         """
         if slot.tasks.keys() == {task_id}:
             self._remove_job(slot)
-            del self._slots[slot.instant]
+            del self._slots[slot.place]
         del slot.tasks[task_id]
 
     def take_overdue(self) -> list[Slot]:
         """Keep the slots no longer whose time has come, and return them."""
         now = self._clock.now()
-        overdue = [self._slots.pop(instant) for instant in list(self._slots) if instant <= now]
+        overdue = [slot for slot in self._slots.values() if slot.instant <= now]
         for slot in overdue:
+            del self._slots[slot.place]
             with suppress(SchedulerUnavailable):  # Whenever it fires, it will find nothing.
                 self._remove_job(slot)
         return overdue
 
-    def _add_job(self, instant: datetime, now: datetime) -> str:
-        """Let APScheduler wait from `now` until `instant`; return the job's id."""
+    def _add_job(self, place: datetime, instant: datetime, now: datetime) -> str:
+        """Let APScheduler wait from `now` until the slot's `instant`; return the job's id."""
         # A new id each time: APScheduler drops a job that is added while one of the same
         # id is being run.
         job_id = f"{instant.isoformat()}#{next(self._job_numbers)}"
         try:
             self._scheduler.add_job(
-                self._fire,
+                self._job,
                 # The wall clock is read after the other: it then fires a trifle late, not early.
                 DateTrigger(self._wall.now() + (instant - now)),
-                args=[instant],
+                args=[place],
                 id=job_id,
                 misfire_grace_time=None,
             )
@@ -138,17 +155,16 @@ class Slots:
         except Exception as error:
             raise SchedulerUnavailable(f"APScheduler kept a job: {error}") from error
 
-    async def _fire(self, instant: datetime) -> None:
-        # A coroutine function: a plain one would be run in a thread.
-        slot = self._slots.get(instant)
+    async def _fire(self, place: datetime) -> None:
+        slot = self._slots.get(place)
         if slot is None:
             return
         now = self._clock.now()
-        if now < instant <= now + self._lookahead:
+        if now < slot.instant <= now + self._lookahead:
             try:
-                slot.job_id = self._add_job(instant, now)
+                slot.job_id = self._add_job(place, slot.instant, now)
             except SchedulerUnavailable:
                 _logger.exception("%d tasks are left to a sweep", len(slot.tasks))
             return
-        del self._slots[instant]
-        await self._close(slot, instant <= now)
+        del self._slots[place]
+        await self._close(slot, slot.instant <= now)

@@ -7,7 +7,7 @@ found the same way; nothing else has to be remembered, and losing a wake-up cost
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from job_scheduler.clock import Clock
 from job_scheduler.core.dispatcher import Dispatcher
+from job_scheduler.core.slots import NEAR
 from job_scheduler.core.store import DueTask, due_tasks
 from job_scheduler.core.timekeeping import measure
 from job_scheduler.core.timer import HELD_MAX, Timer
@@ -30,9 +31,12 @@ HORIZON = timedelta(seconds=2)
 _PAUSE_MAX = HORIZON.total_seconds() / 2
 _PAGE = 5_000
 _SLICE = 20
-"""Tasks registered in one go: each may be a job of its own for APScheduler."""
-_BREATH = 0.001
-"""Seconds between slices, in which that which runs moves on."""
+"""Tasks registered in one go, at most."""
+_STRETCH = 0.0003
+"""Seconds for which tasks are registered without a breath: each may be a job of its own for
+APScheduler, and what has just come due waits meanwhile, at each of its steps."""
+_BREATH = 0.003
+"""Seconds between stretches, in which that which runs moves on."""
 _SOON = timedelta(seconds=0.5)
 """What is due so soon does not wait for a breath."""
 
@@ -121,12 +125,14 @@ class Sweep:
         if not urgent:
             del new[room:]
         self._more = urgent or found == limit or len(new) == room
-        brought = 0
-        for begin in range(0, len(new), _SLICE):
-            # Nor does whoever has woken us wait: the next sweep is for them.
-            soon = self._wanted.is_set() or new[begin].due <= self._clock.now() + _SOON
-            await asyncio.sleep(0 if soon else _BREATH)
-            brought += self._register(new[begin : begin + _SLICE])
+        brought, stretch_end = 0, 0.0
+        for slice_ in _slices(new):
+            if time.monotonic() >= stretch_end:
+                # Nor does whoever has woken us wait: the next sweep is for them.
+                soon = self._wanted.is_set() or slice_[0].due <= self._clock.now() + _SOON
+                await asyncio.sleep(0 if soon else _BREATH)
+                stretch_end = time.monotonic() + _STRETCH
+            brought += self._register(slice_)
         self.last_at = self._clock.now()
         return brought
 
@@ -157,3 +163,15 @@ class Sweep:
 
     def _is_held(self, task: DueTask) -> bool:
         return task.task_id in self._timer or task.task_id in self._dispatcher
+
+
+def _slices(tasks: Sequence[DueTask]) -> Iterator[Sequence[DueTask]]:
+    """Divide tasks, which are in the order of their times, into those that may share a job."""
+    begin = 0
+    while begin < len(tasks):
+        last = tasks[begin].due + NEAR
+        end = begin + 1
+        while end < len(tasks) and end - begin < _SLICE and tasks[end].due <= last:
+            end += 1
+        yield tasks[begin:end]
+        begin = end
