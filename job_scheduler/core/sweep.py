@@ -126,7 +126,7 @@ class Sweep:
             del new[room:]
         self._more = urgent or found == limit or len(new) == room
         brought, stretch_end = 0, 0.0
-        for slice_ in _slices(new):
+        for slice_ in _slices(new, self._clock.now()):
             if time.monotonic() >= stretch_end:
                 # Nor does whoever has woken us wait: the next sweep is for them.
                 soon = self._wanted.is_set() or slice_[0].due <= self._clock.now() + _SOON
@@ -165,11 +165,13 @@ class Sweep:
         return task.task_id in self._timer or task.task_id in self._dispatcher
 
 
-def _slices(tasks: Sequence[DueTask]) -> Iterator[Sequence[DueTask]]:
-    """Divide tasks, which are in the order of their times, into those that may share a job."""
+def _slices(tasks: Sequence[DueTask], now: datetime) -> Iterator[Sequence[DueTask]]:
+    """Divide tasks, which are in the order of their times, into those that are due by `now`, and
+    those that may share a job.
+    """
     begin = 0
     while begin < len(tasks):
-        last = tasks[begin].due + NEAR
+        last = max(tasks[begin].due + NEAR, now)
         end = begin + 1
         while end < len(tasks) and end - begin < _SLICE and tasks[end].due <= last:
             end += 1
