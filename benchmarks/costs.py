@@ -46,8 +46,8 @@ class Costs:
     postgresql_plan: float = 150
     """A statement of 100 rows takes 1.6 and 2.2 ms, of which 0.15 ms to be planned."""
     commit: float = 400
-    """Microseconds, without CPU. An INSERT of one row and its COMMIT take 460 to 500; how much of
+    """Microseconds, without CPU. An INSERT of one row and its COMMIT take 460 to 560; how much of
     that is the INSERT is set."""
     others: float = 0.4
-    """Cores. Set, so that it agrees: what the benchmark, the sweeps, the kernel and the changes
-    between processes take. With 0 it is 7, 25 and 23 per cent too fast on 1, 2 and 3 instances."""
+    """Cores. Set, so that it agrees: what the benchmark, the kernel and the changes between
+    processes take. With 0 it is 7, 25 and 23 per cent too fast on 1, 2 and 3 instances."""

@@ -13,7 +13,7 @@ slower alike. Commits that wait at one time share the next write to the disk.
 
 Costs are means (`costs.py` says which are measured), nothing is drawn at random, and all is due at
 one instant. Left out are what PostgreSQL loses to its own locks when many connections write, the
-network, and, but for a constant share of the cores, the sweeps.
+network, and that no more than 20,000 tasks are held at a time.
 """
 
 import argparse

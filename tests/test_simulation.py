@@ -85,7 +85,7 @@ def test_it_agrees_with_what_was_measured(point: Measured) -> None:
 def test_as_measured_a_second_instance_helps_a_little_and_a_third_no_more() -> None:
     one, two, three = (simulate(each, 2, own_share=True).per_second for each in (1, 2, 3))
     assert one < two < 1.25 * one
-    assert 0.95 * one < three < two
+    assert one < three < two
 
 
 @pytest.mark.parametrize("instances", [1, 2, 3, 5, 8])
@@ -134,7 +134,8 @@ def test_redis_bounds_many_instances_that_all_try_all() -> None:
 def test_the_disk_is_asked_twice_for_each_batch() -> None:
     outcome = simulate(1, 8, 1_000)
     commits = outcome.used[DISK] / (Costs().commit / 1e6)
-    assert commits <= 2 * 1_000 / RECORDS_MAX
+    fewest = 1_000 / PLACES + 1_000 / RECORDS_MAX
+    assert fewest <= commits <= 1.2 * fewest
     slower = simulate(1, 8, 1_000, costs=replace(Costs(), commit=4_000))
     assert slower.per_second < outcome.per_second / 1.2
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from job_scheduler.chaos.history import Deletion, Fault, History, Run, Sighting, TaskHistory
 from job_scheduler.chaos.ledger import Event
-from job_scheduler.chaos.plan import OUTAGE_SECONDS, FaultKind
+from job_scheduler.chaos.plan import LEASE_SECONDS, FaultKind
 from job_scheduler.constants import TRANSITIONS, OnCrash, RunOutcome, TaskStatus
 
 FINAL = frozenset({TaskStatus.Done, TaskStatus.Failed, TaskStatus.Unknown})
@@ -25,6 +25,8 @@ ENDED = frozenset({RunOutcome.Done, RunOutcome.Failed})
 
 _OF_ONE_PROCESS = frozenset({FaultKind.Kill, FaultKind.Pause, FaultKind.Restart, FaultKind.Stop})
 _OF_THE_DATABASE = frozenset({FaultKind.StallDatabase, FaultKind.CutDatabase})
+_OUTAGE_SECONDS = LEASE_SECONDS - 1.0
+"""The shortest outage that may be the lease's end: there was none of the latest heartbeats."""
 _AROUND_SECONDS = 1.0
 """A fault's effect may show this much later than its end."""
 
@@ -196,7 +198,7 @@ def _explains(fault: Fault, run: Run) -> bool:
     if fault.kind in _OF_ONE_PROCESS:
         return fault.pid == run.pid
     # An instance that was without its database for the whole lease stops what may be repeated.
-    lasted = fault.kind in _OF_THE_DATABASE and fault.end - fault.begin >= OUTAGE_SECONDS
+    lasted = fault.kind in _OF_THE_DATABASE and fault.end - fault.begin >= _OUTAGE_SECONDS
     return lasted and run.outcome is RunOutcome.Interrupted
 
 

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from dataclasses import replace
 
 from redis import Redis
 
 from job_scheduler.chaos.cluster import Instance
 from job_scheduler.chaos.history import Fault
-from job_scheduler.chaos.plan import OUTAGE_SECONDS, FaultKind, PlannedFault
+from job_scheduler.chaos.plan import FaultKind, PlannedFault
 from job_scheduler.chaos.proxy import Proxy
 from job_scheduler.chaos.storage import Storage
 from job_scheduler.clock import SystemClock
@@ -58,12 +59,14 @@ class Saboteur:
         return [Fault(fault.kind, begin, self._now())]
 
     async def _pause(self, instance: Instance, seconds: float) -> list[Fault]:
-        # On SQLite, a process that is stopped while it writes keeps all others from writing.
+        """Pause an instance. On SQLite, one that is stopped while it writes keeps all others from
+        writing for as long: that is a fault of the database, too.
+        """
         pause, waited = await asyncio.gather(
             instance.pause(seconds), self._storage.seconds_to_write()
         )
-        stall = Fault(FaultKind.StallDatabase, pause.begin, pause.begin + waited)
-        return [pause] if waited < OUTAGE_SECONDS else [pause, stall]
+        stall = replace(pause, kind=FaultKind.StallDatabase, pid=None)
+        return [pause, stall] if waited >= seconds else [pause]
 
     def _now(self) -> float:
         return self._clock.now().timestamp()

@@ -11,10 +11,6 @@ from job_scheduler.constants import OnCrash
 LEASE_SECONDS = 3.0
 """The instances' LEASE_SECONDS: a pause is longer."""
 
-OUTAGE_SECONDS = LEASE_SECONDS - 1.0
-"""The shortest outage of the database that may be a lease's end: some time of it had passed since
-the latest heartbeat."""
-
 FAR_SECONDS = 3_600.0
 """Some tasks are due so much later that they must not start at all."""
 

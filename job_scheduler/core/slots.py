@@ -25,8 +25,8 @@ from job_scheduler.exceptions import SchedulerUnavailable
 _logger = logging.getLogger(__name__)
 
 NEAR = timedelta(milliseconds=4)
-"""A task shares the job of one that is due up to so much later: at a thousand tasks a second, a
-job for each would be more than half of all work."""
+"""A task shares the job of one that is due up to so much later, or a millisecond more: at a
+thousand tasks a second, a job for each would be more than half of all work."""
 _MILLISECOND = timedelta(milliseconds=1)
 _LATER = [place * _MILLISECOND for place in range(NEAR // _MILLISECOND + 1)]
 

@@ -124,13 +124,19 @@ class Sweep:
         self._timer.fire_overdue()
         if not urgent:
             del new[room:]
+        now = self._clock.now()
+        # Found in the order of their priority. What is due first must not wait for a breath that is
+        # taken for something else.
+        new.sort(key=lambda task: max(task.due, now))
         self._more = urgent or found == limit or len(new) == room
         brought, stretch_end = 0, 0.0
-        for slice_ in _slices(new, self._clock.now()):
+        for slice_ in _slices(new, now):
             if time.monotonic() >= stretch_end:
-                # Nor does whoever has woken us wait: the next sweep is for them.
-                soon = self._wanted.is_set() or slice_[0].due <= self._clock.now() + _SOON
-                await asyncio.sleep(0 if soon else _BREATH)
+                # Nor does whoever has woken us wait: the next sweep is for them; nor, for longer
+                # than between two sweeps, what nobody has told us of.
+                hurry = self._wanted.is_set() or time.monotonic() - begin >= self._interval
+                soon = slice_[0].due <= self._clock.now() + _SOON
+                await asyncio.sleep(0 if hurry or soon else _BREATH)
                 stretch_end = time.monotonic() + _STRETCH
             brought += self._register(slice_)
         self.last_at = self._clock.now()
