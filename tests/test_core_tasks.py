@@ -42,6 +42,7 @@ from tests.support.app import (
     running,
     services_of,
 )
+from tests.support.logs import logged
 from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
@@ -679,13 +680,13 @@ def test_repeated_claim_waits_for_the_first_one_and_finds_it(
 
 
 def test_task_whose_claim_was_refused_runs_when_the_obstacle_is_gone(
-    backend: Backend, registry: HandlerRegistry, capfd: pytest.CaptureFixture[str]
+    backend: Backend, registry: HandlerRegistry
 ) -> None:
     registry.task("probe")(lambda: None)
-    with running(backend, registry) as client:
+    with running(backend, registry) as client, logged() as log:
         with refused(backend, "NEW.status = 'running'"):
             task_id = backend.insert_task(run_at=later(-1))
-            wait_until(lambda: "broke off" in capfd.readouterr().err)
+            wait_until(lambda: log.tell("broke off"))
             assert backend.row(task_id)["status"] == "scheduled"
         assert finished(client, task_id)["status"] == "done"
 

@@ -59,6 +59,7 @@ from tests.support.app import (
     service_process,
     services_of,
 )
+from tests.support.logs import logged
 from tests.support.services import wait_until
 
 only_postgresql = pytest.mark.parametrize("db_url", [POSTGRESQL], indirect=True)
@@ -817,24 +818,15 @@ def failing(engine: Engine, error: Exception) -> Iterator[None]:
         event.remove(engine, "before_cursor_execute", fail)
 
 
-def test_rescue_outlives_outages_and_mistakes(
-    store: Backend, capfd: pytest.CaptureFixture[str]
-) -> None:
-    log = ""
-
-    def has_said(words: str) -> bool:
-        nonlocal log
-        log += capfd.readouterr().err
-        return words in log
-
-    with running(store) as client:
+def test_rescue_outlives_outages_and_mistakes(store: Backend) -> None:
+    with running(store) as client, logged() as log:
         engine = services_of(client).database.engine
         with failing(engine, AWAY):
-            wait_until(lambda: has_said("the database is away"))
+            wait_until(lambda: log.tell("the database is away"))
         task_id = store.insert_task(status="running")
         wait_until(lambda: store.row(task_id)["status"] == "failed")
         with failing(engine, RuntimeError("a mistake of ours")):
-            wait_until(lambda: has_said("a look at the other instances failed"))
+            wait_until(lambda: log.tell("a look at the other instances failed"))
         task_id = store.insert_task(status="running")
         wait_until(lambda: store.row(task_id)["status"] == "failed")
 
