@@ -686,7 +686,7 @@ def test_task_whose_claim_was_refused_runs_when_the_obstacle_is_gone(
     with running(backend, registry) as client, logged() as log:
         with refused(backend, "NEW.status = 'running'"):
             task_id = backend.insert_task(run_at=later(-1))
-            wait_until(lambda: log.tell("broke off"))
+            wait_until(lambda: log.count("broke off"))
             assert backend.row(task_id)["status"] == "scheduled"
         assert finished(client, task_id)["status"] == "done"
 

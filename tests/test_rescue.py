@@ -822,11 +822,11 @@ def test_rescue_outlives_outages_and_mistakes(store: Backend) -> None:
     with running(store) as client, logged() as log:
         engine = services_of(client).database.engine
         with failing(engine, AWAY):
-            wait_until(lambda: log.tell("the database is away"))
+            wait_until(lambda: log.count("the database is away"))
         task_id = store.insert_task(status="running")
         wait_until(lambda: store.row(task_id)["status"] == "failed")
         with failing(engine, RuntimeError("a mistake of ours")):
-            wait_until(lambda: log.tell("a look at the other instances failed"))
+            wait_until(lambda: log.count("a look at the other instances failed"))
         task_id = store.insert_task(status="running")
         wait_until(lambda: store.row(task_id)["status"] == "failed")
 

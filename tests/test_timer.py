@@ -1,7 +1,6 @@
 """The timer, the dispatcher and the sweep: what is started when, and what is held in memory."""
 
 import asyncio
-import logging
 import math
 import threading
 from collections.abc import Callable, Coroutine, Iterable
@@ -32,6 +31,7 @@ from job_scheduler.identifiers import new_token
 from job_scheduler.logger import configure_logging
 from tests.conftest import POSTGRESQL
 from tests.support.app import Backend, finished, later, post, running, services_of
+from tests.support.logs import logged
 from tests.support.services import wait_until
 
 NOON = datetime(2027, 7, 1, 12, tzinfo=UTC)
@@ -1077,24 +1077,7 @@ def test_sweep_stops_at_the_number_that_may_be_held(store: Backend) -> None:
     sweeping(store, scenario)
 
 
-class Heard(logging.Handler):
-    """Keeps what is logged, with tracebacks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
-        self.lines.append(self.format(record))
-
-    def count(self, text: str) -> int:
-        """How many lines hold a text."""
-        return sum(text in line for line in self.lines)
-
-
 def test_sweep_outlives_outages_and_mistakes(store: Backend, registry: HandlerRegistry) -> None:
-    heard = Heard()
     failure: list[Exception] = []
     failed = 0
 
@@ -1104,12 +1087,10 @@ def test_sweep_outlives_outages_and_mistakes(store: Backend, registry: HandlerRe
             failed += 1
             raise failure[0]
 
-    with running(store, registry) as client:
+    with running(store, registry) as client, logged("job_scheduler.core.sweep") as heard:
         engine = services_of(client).database.engine
         event.listen(engine, "before_cursor_execute", fail)
         failure.append(OperationalError("SELECT", {}, OSError("no route to host")))
-        logger = logging.getLogger("job_scheduler.core.sweep")
-        logger.addHandler(heard)
         wait_until(lambda: heard.count("the database is away: nothing new is started"))
         wait_until(lambda: failed == 2)
         failure[0] = RuntimeError("a mistake of ours")
@@ -1121,7 +1102,6 @@ def test_sweep_outlives_outages_and_mistakes(store: Backend, registry: HandlerRe
         failure.clear()
         wait_until(lambda: heard.count("the database is back"))
         assert finished(client, inserted)["status"] == "done"
-        logger.removeHandler(heard)
     assert heard.count("the database is away: nothing new") == 1
 
 

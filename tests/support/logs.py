@@ -9,28 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Messages(logging.Handler):
-    """Keeps what is logged."""
+class Heard(logging.Handler):
+    """Keeps what is logged, with tracebacks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message, from whichever thread."""
-        self.lines.append(record.getMessage())
+        """Keep a line, from whichever thread."""
+        self.lines.append(self.format(record))
 
-    def tell(self, words: str) -> bool:
-        """Tell whether a message with these words has come."""
-        return any(words in line for line in self.lines)
+    def count(self, text: str) -> int:
+        """How many lines hold a text."""
+        return sum(text in line for line in self.lines)
 
 
 @contextmanager
-def logged() -> Iterator[Messages]:
-    """Listen to the service's log, which has been set up, and is not set up again meanwhile."""
-    messages, logger = Messages(), logging.getLogger("job_scheduler")
-    logger.addHandler(messages)
+def logged(name: str = "job_scheduler") -> Iterator[Heard]:
+    """Listen to a logger of the service, which is set up already, and not anew meanwhile."""
+    heard, logger = Heard(), logging.getLogger(name)
+    logger.addHandler(heard)
     try:
-        yield messages
+        yield heard
     finally:
-        logger.removeHandler(messages)
+        logger.removeHandler(heard)
